@@ -1,0 +1,1 @@
+//! What to mirror and what to do about it.

@@ -1,0 +1,84 @@
+//! The bytes of one direction become HTTP/1 requests.
+
+use std::net::IpAddr;
+use std::ops::Range;
+
+use crate::stream::Endpoints;
+use crate::time::Timestamp;
+
+bitflags::bitflags! {
+    /// What an analyst should know about a request; the closed list of `inspect --json` and `X-Mirror-Flags`.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Flags: u16 {
+        /// The connection's SYN was not seen.
+        const MIDSTREAM = 1;
+        /// Bytes are missing from the capture.
+        const TRUNCATED = 1 << 1;
+        /// The client ended early (FIN, RST); nothing is missing from the capture.
+        const ABORTED = 1 << 2;
+        /// Framing was lost before it and found again at its request line.
+        const RESYNCED = 1 << 3;
+        /// Copies of its bytes disagreed.
+        const AMBIGUOUS = 1 << 4;
+        /// Two readers may frame it differently.
+        const DISPUTED = 1 << 5;
+        /// It carries a header that would pass for one of ours.
+        const SPOOFED = 1 << 6;
+        /// Its `Connection` header is not forwarded as captured.
+        const HOP = 1 << 7;
+    }
+}
+
+/// How the body of a request is framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// No body.
+    None,
+    /// `Content-Length`: this many bytes were promised.
+    Length(u64),
+    /// `Transfer-Encoding: chunked`.
+    Chunked,
+}
+
+/// A header line, as offsets into [`Request::raw`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The bytes before the first colon; the whole line when it has none.
+    pub name: Range<usize>,
+    /// Without outer SP and HTAB, a fold kept with its line break; `None` for a line without colon.
+    pub value: Option<Range<usize>>,
+}
+
+/// One request, as captured.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Capture time of the first-seen copy of its first byte.
+    pub ts: Timestamp,
+    /// Inner source and destination; the source is the TCP peer.
+    pub endpoints: Endpoints,
+    /// Who the client is: the TCP peer unless a trusted party says otherwise.
+    pub origin: IpAddr,
+    /// Everything from the end of the previous request to the end of this one, empty lines before the request line
+    /// included; of a truncated one the prefix up to the first missing byte.
+    pub raw: Vec<u8>,
+    /// Where the request line begins in `raw`.
+    pub line_start: usize,
+    /// Where the body begins in `raw`: just behind the empty line.
+    pub head_end: usize,
+    /// Bytes of the request line, as they stand.
+    pub method: Range<usize>,
+    /// Bytes between the first and the last space of the line.
+    pub target: Range<usize>,
+    /// Major and minor digit.
+    pub version: (u8, u8),
+    /// In order; trailers are not among them.
+    pub headers: Vec<Header>,
+    /// How the body is framed.
+    pub framing: Framing,
+    /// Body bytes in `raw` after removing chunk framing.
+    pub body_len: u64,
+    /// For a chunked body: where in `raw` the last whole chunk ends (`head_end` when there is none).
+    pub last_whole_chunk_end: usize,
+    /// See [`Flags`].
+    pub flags: Flags,
+}

@@ -1,0 +1,3 @@
+//! The `rebuilder` program.
+
+fn main() {}

@@ -1,0 +1,37 @@
+//! Where frames come from: a UDP socket on the VXLAN port, or a capture file.
+
+use crate::time::Timestamp;
+
+/// What the first byte of a frame is (names as in the pcap link-type registry, <https://www.tcpdump.org/linktypes.html>).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LinkType {
+    /// 1: Ethernet.
+    Ethernet,
+    /// 0 and 108: a 4-byte address family (in host order for 0, network order for 108), then IP.
+    Null,
+    /// 101 (and 12, 14): IP without a link header, version by the first nibble.
+    Raw,
+    /// 228.
+    Ipv4,
+    /// 229.
+    Ipv6,
+    /// 113: Linux cooked capture v1.
+    LinuxSll,
+    /// 276: Linux cooked capture v2.
+    LinuxSll2,
+    /// Not of the registry: the payload of a datagram to the VXLAN port, as a UDP socket gives it.
+    Vxlan,
+    /// Any other number; such frames end in `link_type`.
+    Other(u32),
+}
+
+/// One captured frame, borrowed from the receive buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// When it was captured.
+    pub ts: Timestamp,
+    /// What `data` begins with.
+    pub link: LinkType,
+    /// The captured bytes; may be fewer than were on the wire.
+    pub data: &'a [u8],
+}

@@ -1,0 +1,95 @@
+//! Outcome counters, the Prometheus endpoint and health.
+
+use std::fmt;
+
+/// A closed set of outcomes that is at once an enum and a metric's label set.
+macro_rules! outcomes {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident => $label:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$vmeta])* $variant,)+ }
+
+        impl $name {
+            /// Every outcome, in the order of declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The metric label.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$variant => $label,)+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.label())
+            }
+        }
+    };
+}
+
+outcomes! {
+    /// Where a packet ended. Every packet has exactly one.
+    PacketOutcome {
+        /// Payload bytes went into a stream that is or may become HTTP requests.
+        Stream => "stream",
+        /// A TCP segment without payload: SYN, ACK, FIN, RST, keep-alive probe.
+        Control => "control",
+        /// All of its payload had been seen before.
+        Duplicate => "duplicate",
+        /// Payload of the answering direction (it begins with an HTTP status line).
+        Response => "response",
+        /// TLS records.
+        Tls => "tls",
+        /// Clear-text HTTP/2.
+        Http2 => "http2",
+        /// A stream that is no HTTP request stream.
+        NotHttp => "not_http",
+        /// Behind a CONNECT or an Upgrade that took.
+        Tunnel => "tunnel",
+        /// A sequence number outside every window of its flow.
+        OutOfWindow => "out_of_window",
+        /// Bytes refused because a flow or the whole table had reached its cap.
+        OverCap => "over_cap",
+        /// IP, but not TCP.
+        NotTcp => "not_tcp",
+        /// Neither IPv4 nor IPv6 (ARP, LLDP, ...).
+        NotIp => "not_ip",
+        /// A fragment of an inner packet.
+        Fragment => "fragment",
+        /// A capture file's link type that is not read.
+        LinkType => "link_type",
+        /// `--vni` names others.
+        VniExcluded => "vni_excluded",
+        /// A frame that ends inside or lies about its VXLAN header.
+        BadVxlan => "bad_vxlan",
+        /// A frame that ends inside its Ethernet, VLAN or other link header.
+        BadLink => "bad_link",
+        /// A frame that ends inside or lies about its IP header.
+        BadIp => "bad_ip",
+        /// A frame that ends inside or lies about its TCP header.
+        BadTcp => "bad_tcp",
+    }
+}
+
+outcomes! {
+    /// Where a request ended. Every request has exactly one, or is in flight.
+    RequestOutcome {
+        /// The analyser answered 1xx (only 101) or 2xx.
+        Delivered2xx => "delivered_2xx",
+        /// The analyser answered 3xx.
+        Delivered3xx => "delivered_3xx",
+        /// The analyser answered 4xx: a WAF that blocks, or a server that refuses the request as malformed.
+        Delivered4xx => "delivered_4xx",
+        /// The analyser answered 5xx.
+        Delivered5xx => "delivered_5xx",
+        /// The analyser closed the connection on this very request, twice.
+        RefusedByAnalyser => "refused_by_analyser",
+        /// The queue of bytes waiting for the analyser was full.
+        QueueFull => "queue_full",
+        /// Not answered when `--drain-timeout` ended.
+        DrainTimeout => "drain_timeout",
+        /// Its body has a hole and `--incomplete drop` is set.
+        Incomplete => "incomplete",
+    }
+}

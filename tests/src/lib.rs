@@ -1,0 +1,1 @@
+//! A VPC on one machine.
