@@ -1,6 +1,21 @@
 //! Outcome counters, the Prometheus endpoint and health.
+//!
+//! Each worker thread owns one [`WorkerCounters`] and is its only writer; the admin thread reads them all when it is
+//! scraped. So counting costs the packet path one uncontended atomic add, and a metric is a sum taken on the slow side.
+
+mod admin;
+mod counters;
+mod health;
+mod load;
+mod metrics;
 
 use std::fmt;
+
+pub use admin::{AdminError, AdminHandle, AdminOptions, AdminServer};
+pub use counters::{BalancerStatus, Counter, Gauge, WorkerCounters};
+pub use health::{Health, Status};
+pub use load::LoadMeter;
+pub use metrics::{Metrics, Totals};
 
 /// A closed set of outcomes that is at once an enum and a metric's label set.
 macro_rules! outcomes {
@@ -17,6 +32,14 @@ macro_rules! outcomes {
             #[must_use]
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$variant => $label,)+ }
+            }
+        }
+
+        impl $name {
+            /// Its place in [`Self::ALL`].
+            #[must_use]
+            pub const fn index(self) -> usize {
+                self as usize
             }
         }
 

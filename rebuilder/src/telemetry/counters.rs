@@ -1,0 +1,261 @@
+//! What one worker counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{PacketOutcome, RequestOutcome};
+
+/// A closed set of unlabelled metrics: the enum, the metric's name and its help text stand in one place.
+macro_rules! metrics {
+    ($(#[$meta:meta])* $name:ident { $($variant:ident => $metric:literal, $help:literal;)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $(#[doc = $help] $variant,)+ }
+
+        impl $name {
+            /// Every one, in the order of declaration.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The metric's name, without the prefix `rebuilder_` and, for a counter, without the suffix `_total`.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $metric,)+ }
+            }
+
+            /// The help text, with the unit.
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$variant => $help,)+ }
+            }
+
+            /// Its place in [`Self::ALL`].
+            #[must_use]
+            pub const fn index(self) -> usize {
+                self as usize
+            }
+        }
+    };
+}
+
+metrics! {
+    /// What only grows. Packets and requests by outcome are counted beside these.
+    Counter {
+        ReceivedBytes => "received_bytes", "Bytes of the mirrored frames that were read, outer headers excluded.";
+        KernelDrops => "kernel_drops", "Mirrored packets that the kernel dropped because the receive buffer was full.";
+        CutFrames => "cut_frames", "Frames that the mirror cut short (session packet length, MTU): a hole of known length each.";
+        Gaps => "gaps", "Holes in a stream that were given up: their bytes were never captured.";
+        GapBytes => "gap_bytes", "Bytes missing in the holes of known length that were given up.";
+        ShedBytes => "shed_bytes", "Captured bytes thrown away because a flow or the whole table had reached its byte cap.";
+        Conflicts => "conflicts", "Segments whose bytes disagreed with bytes that had been captured at the same place.";
+        TimeJumps => "time_jumps", "Packet time stamps more than an hour ahead of flow time, which were not followed.";
+        IncompleteHeads => "incomplete_heads", "Requests whose head was not whole when their stream ended; there is nothing to forward.";
+        Submitted => "requests_submitted", "Requests handed to the forwarder: the sum of all outcomes but `incomplete`, plus those in flight.";
+        Resent => "requests_resent", "Requests that were written to a connection and had to be written to another one (delivery is at least once).";
+        Quarantined => "requests_quarantined", "Times a request was sent alone on a fresh connection.";
+        AnswerTimeouts => "answer_timeouts", "Connections given up because the oldest request on them was not answered in time.";
+        ForwardedBytes => "forwarded_bytes", "Bytes written to analyser connections, before TLS.";
+        Connects => "connects", "Connections to the analyser that were established.";
+        ConnectFailures => "connect_failures", "Connections to the analyser that could not be established.";
+    }
+}
+
+metrics! {
+    /// What goes up and down. The exported figure is the sum over the workers.
+    Gauge {
+        Flows => "flows", "Connections whose state is held.";
+        HeldBytes => "held_bytes", "Captured bytes held until a hole before them fills or a request is whole.";
+        QueueBytes => "queue_bytes", "Bytes of requests that wait for a connection to the analyser.";
+        InFlightBytes => "inflight_bytes", "Bytes of requests that were given to a connection and are not answered yet.";
+        InFlight => "requests_in_flight", "Requests that have no outcome yet: waiting, or sent and not answered.";
+        Connections => "connections", "Established connections to the analyser, quarantine included.";
+        QuarantineConnections => "quarantine_connections", "Connections that carry a single, disputed or charged request.";
+    }
+}
+
+/// An answer that a balancer between us and the analyser gave itself: it tells how much is hidden from the analyser.
+///
+/// Recognised by `Server: awselb/2.0`, which an Application Load Balancer puts into answers of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BalancerStatus {
+    /// 400: malformed, or against the desync mitigation mode.
+    BadRequest,
+    /// 405: a method such as TRACE.
+    MethodNotAllowed,
+    /// 463: more than 30 addresses in X-Forwarded-For.
+    TooManyAddresses,
+    /// 5xx: no healthy analyser behind it.
+    Unavailable,
+    /// Any other.
+    Other,
+}
+
+impl BalancerStatus {
+    /// Every one, in the order of declaration.
+    pub const ALL: &'static [Self] = &[
+        Self::BadRequest,
+        Self::MethodNotAllowed,
+        Self::TooManyAddresses,
+        Self::Unavailable,
+        Self::Other,
+    ];
+
+    /// Which one a status code is.
+    #[must_use]
+    pub const fn of(status: u16) -> Self {
+        match status {
+            400 => Self::BadRequest,
+            405 => Self::MethodNotAllowed,
+            463 => Self::TooManyAddresses,
+            500..=599 => Self::Unavailable,
+            _ => Self::Other,
+        }
+    }
+
+    /// The metric label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::BadRequest => "400",
+            Self::MethodNotAllowed => "405",
+            Self::TooManyAddresses => "463",
+            Self::Unavailable => "5xx",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// The counters of one worker thread, which is their only writer. Relaxed: a scrape needs no order between them.
+///
+/// Aligned so that two workers never share a cache line.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct WorkerCounters {
+    packets: [AtomicU64; PacketOutcome::ALL.len()],
+    requests: [AtomicU64; RequestOutcome::ALL.len()],
+    counters: [AtomicU64; Counter::ALL.len()],
+    gauges: [AtomicU64; Gauge::ALL.len()],
+    balancer: [AtomicU64; BalancerStatus::ALL.len()],
+    load_millionths: AtomicU64,
+}
+
+impl Default for WorkerCounters {
+    fn default() -> Self {
+        Self {
+            packets: [const { AtomicU64::new(0) }; _],
+            requests: [const { AtomicU64::new(0) }; _],
+            counters: [const { AtomicU64::new(0) }; _],
+            gauges: [const { AtomicU64::new(0) }; _],
+            balancer: [const { AtomicU64::new(0) }; _],
+            load_millionths: AtomicU64::new(0),
+        }
+    }
+}
+
+impl WorkerCounters {
+    /// A packet has ended.
+    pub fn packet(&self, outcome: PacketOutcome) {
+        self.packets[outcome.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Many packets have ended in the same way.
+    pub fn packets(&self, outcome: PacketOutcome, n: u64) {
+        self.packets[outcome.index()].fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// A request has ended.
+    pub fn request(&self, outcome: RequestOutcome) {
+        self.requests[outcome.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Adds to a counter.
+    pub fn add(&self, counter: Counter, n: u64) {
+        self.counters[counter.index()].fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Sets a gauge.
+    pub fn set(&self, gauge: Gauge, value: u64) {
+        self.gauges[gauge.index()].store(value, Ordering::Relaxed);
+    }
+
+    /// A balancer answered in the analyser's place.
+    pub fn balancer(&self, status: BalancerStatus) {
+        self.balancer[status as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Sets the share of time (0 to 1) that the worker was busy; see [`super::LoadMeter`].
+    pub fn set_load(&self, ratio: f64) {
+        // `as` saturates and turns NaN into 0, and the clamp keeps it below 2^20: nothing is cut.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        let millionths = (ratio.clamp(0.0, 1.0) * 1e6) as u64;
+        self.load_millionths.store(millionths, Ordering::Relaxed);
+    }
+
+    /// How many packets have ended so.
+    #[must_use]
+    pub fn packets_of(&self, outcome: PacketOutcome) -> u64 {
+        self.packets[outcome.index()].load(Ordering::Relaxed)
+    }
+
+    /// How many requests have ended so.
+    #[must_use]
+    pub fn requests_of(&self, outcome: RequestOutcome) -> u64 {
+        self.requests[outcome.index()].load(Ordering::Relaxed)
+    }
+
+    /// The value of a counter.
+    #[must_use]
+    pub fn counter(&self, counter: Counter) -> u64 {
+        self.counters[counter.index()].load(Ordering::Relaxed)
+    }
+
+    /// The value of a gauge.
+    #[must_use]
+    pub fn gauge(&self, gauge: Gauge) -> u64 {
+        self.gauges[gauge.index()].load(Ordering::Relaxed)
+    }
+
+    /// How many answers of this kind a balancer gave.
+    #[must_use]
+    pub fn balancer_of(&self, status: BalancerStatus) -> u64 {
+        self.balancer[status as usize].load(Ordering::Relaxed)
+    }
+
+    /// The share of time (0 to 1) that the worker was busy.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss)] // at most a million
+    pub fn load(&self) -> f64 {
+        self.load_millionths.load(Ordering::Relaxed) as f64 / 1e6
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_label_set_is_indexed_by_its_own_order() {
+        for (i, outcome) in PacketOutcome::ALL.iter().enumerate() {
+            assert_eq!(outcome.index(), i);
+        }
+        for (i, outcome) in RequestOutcome::ALL.iter().enumerate() {
+            assert_eq!(outcome.index(), i);
+        }
+        for (i, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(counter.index(), i);
+        }
+        for (i, gauge) in Gauge::ALL.iter().enumerate() {
+            assert_eq!(gauge.index(), i);
+        }
+        for (i, status) in BalancerStatus::ALL.iter().enumerate() {
+            assert_eq!(*status as usize, i);
+        }
+    }
+
+    #[test]
+    fn a_load_outside_0_to_1_is_clamped() {
+        let counters = WorkerCounters::default();
+        for (given, stored) in [(0.25, 0.25), (-1.0, 0.0), (7.0, 1.0), (f64::NAN, 0.0)] {
+            counters.set_load(given);
+            assert!((counters.load() - stored).abs() < 1e-6, "{given}");
+        }
+    }
+}
