@@ -1,12 +1,41 @@
 //! A frame becomes a TCP segment of the mirrored (inner) connection, or ends here in a named outcome.
+//!
+//! ```text
+//! Frame ─▶ link ─▶ ip ─┬─▶ tcp ─▶ Segment
+//!            ▲         └─▶ vxlan ─┐
+//!            └────────────────────┘
+//! ```
+//!
+//! Every layer is a pure function over a slice, lenient where a mirror or a sender's offloads make frames that no
+//! wire would carry: a frame cut behind its headers is *cut*, not bad; IP lengths of zero mean "the rest"; no
+//! checksum is looked at, since a mirror copies frames before the card fills it in and cuts them afterwards.
+//! Tunnels other than VXLAN (GRE, IP in IP, GENEVE, ...) are not opened: their packets end in `not_tcp`.
+//!
+//! No input panics.
+
+mod ip;
+mod link;
+mod tcp;
+mod vxlan;
 
 use std::net::SocketAddr;
 
+use crate::receive::{Frame, LinkType};
+use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
+
+pub(crate) use link::network as network_layer;
+pub use vxlan::MAX_VXLAN_DEPTH;
+pub(crate) use vxlan::{header as vxlan_header, outermost as outermost_vxlan};
 
 /// A VXLAN network identifier, 24 bits (RFC 7348 §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Vni(pub u32);
+
+impl Vni {
+    /// The largest one.
+    pub const MAX: Self = Self(0x00ff_ffff);
+}
 
 /// A TCP sequence number: 32 bits that wrap (RFC 9293 §3.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -54,3 +83,102 @@ pub struct Segment<'a> {
     /// cut by the mirror. A hole of known length.
     pub cut: u32,
 }
+
+/// What the decoder lets through.
+#[derive(Clone, Debug, Default)]
+pub struct DecodeOptions {
+    /// The outermost network identifiers that count; empty means all, and bare packets too. Where one is named, bare
+    /// packets are excluded.
+    pub vnis: Vec<Vni>,
+}
+
+/// Takes frames apart, one at a time.
+#[derive(Debug)]
+pub struct Decoder {
+    options: DecodeOptions,
+}
+
+impl Decoder {
+    /// A decoder that has seen nothing yet.
+    #[must_use]
+    pub fn new(options: DecodeOptions) -> Self {
+        Self { options }
+    }
+
+    /// The TCP segment in `frame`; where the frame is VXLAN-wrapped, the one in the innermost Ethernet frame.
+    ///
+    /// # Errors
+    /// The outcome in which the packet ends here: any of `not_tcp`, `not_ip`, `fragment`, `link_type`,
+    /// `vni_excluded`, `bad_vxlan`, `bad_link`, `bad_ip`, `bad_tcp`.
+    pub fn decode<'a>(&'a mut self, frame: &Frame<'a>) -> Result<Segment<'a>, PacketOutcome> {
+        let mut vni = None;
+        let mut link = frame.link;
+        let mut data = frame.data;
+        if link == LinkType::Vxlan {
+            let (outermost, inner) = vxlan::open(data)?;
+            vni = Some(outermost);
+            link = LinkType::Ethernet;
+            data = inner;
+            self.admit(vni)?;
+        }
+        let mut depth = usize::from(vni.is_some());
+        loop {
+            let packet = match link::network(link, data).and_then(ip::open) {
+                Ok(packet) => packet,
+                // That there is no IP in it proves that the packet is bare; a damaged one proves nothing.
+                Err(PacketOutcome::NotIp) => {
+                    return Err(self.admit(vni).err().unwrap_or(PacketOutcome::NotIp));
+                }
+                Err(outcome) => return Err(outcome),
+            };
+            if packet.protocol == ip::UDP
+                && depth < MAX_VXLAN_DEPTH
+                && let Some(payload) = vxlan::payload(packet.payload)
+            {
+                let (id, inner) = vxlan::open(payload?)?;
+                if vni.is_none() {
+                    vni = Some(id);
+                    self.admit(vni)?;
+                }
+                link = LinkType::Ethernet;
+                data = inner;
+                depth += 1;
+                continue;
+            }
+            self.admit(vni)?;
+            if packet.protocol != ip::TCP {
+                return Err(PacketOutcome::NotTcp);
+            }
+            let tcp = tcp::open(packet.payload)?;
+            return Ok(Segment {
+                ts: frame.ts,
+                vni,
+                src: SocketAddr::new(packet.src, tcp.src_port),
+                dst: SocketAddr::new(packet.dst, tcp.dst_port),
+                seq: tcp.seq,
+                ack: tcp.ack,
+                flags: tcp.flags,
+                payload: tcp.payload,
+                cut: packet.missing,
+            });
+        }
+    }
+
+    /// Whether `--vni` lets a packet with this outermost identifier (none: bare) through.
+    fn admit(&self, vni: Option<Vni>) -> Result<(), PacketOutcome> {
+        let vnis = &self.options.vnis;
+        if vnis.is_empty() || vni.is_some_and(|vni| vnis.contains(&vni)) {
+            Ok(())
+        } else {
+            Err(PacketOutcome::VniExcluded)
+        }
+    }
+}
+
+/// The first `N` bytes and what follows them.
+fn split<const N: usize>(data: &[u8]) -> Option<(&[u8; N], &[u8])> {
+    data.split_first_chunk::<N>()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,7 @@
 //! Where frames come from: a UDP socket on the VXLAN port, or a capture file.
 
+pub mod capture;
+
 use crate::time::Timestamp;
 
 /// What the first byte of a frame is (names as in the pcap link-type registry, <https://www.tcpdump.org/linktypes.html>).
@@ -34,4 +36,21 @@ pub struct Frame<'a> {
     pub link: LinkType,
     /// The captured bytes; may be fewer than were on the wire.
     pub data: &'a [u8],
+}
+
+impl LinkType {
+    /// From a number of the registry, as pcap and pcapng files carry it.
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::Ethernet,
+            0 | 108 => Self::Null,
+            12 | 14 | 101 => Self::Raw,
+            113 => Self::LinuxSll,
+            228 => Self::Ipv4,
+            229 => Self::Ipv6,
+            276 => Self::LinuxSll2,
+            other => Self::Other(other),
+        }
+    }
 }
