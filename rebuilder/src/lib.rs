@@ -14,6 +14,7 @@ pub mod decode;
 pub mod forward;
 pub mod http;
 pub mod receive;
+pub mod replay;
 pub mod stream;
 pub mod telemetry;
 pub mod time;

@@ -24,7 +24,7 @@ use crate::receive::{Frame, LinkType};
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
-pub(crate) use link::network as network_layer;
+pub(crate) use link::{Network, network as network_layer};
 pub use vxlan::MAX_VXLAN_DEPTH;
 pub(crate) use vxlan::{header as vxlan_header, outermost as outermost_vxlan};
 

@@ -1,6 +1,8 @@
 //! Where frames come from: a UDP socket on the VXLAN port, or a capture file.
 
 pub mod capture;
+mod steering;
+pub mod udp;
 
 use crate::time::Timestamp;
 

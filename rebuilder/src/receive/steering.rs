@@ -1,0 +1,136 @@
+//! The classic-BPF program by which the kernel picks the worker of a datagram.
+//!
+//! Workers share nothing, so both directions of an inner connection, and every further mirrored copy of it, must
+//! reach the same one. The outer header cannot tell (two copies of a connection, mirrored at its two ends, have
+//! different outer sources), so the inner addresses and ports are hashed, symmetrically: addresses and ports of both
+//! ends are XORed, the result is mixed and reduced to the number of workers.
+//!
+//! The program sees the UDP payload from its first byte: a VXLAN header, an untagged Ethernet frame (mirrored frames
+//! carry no tag in AWS), IP. Inner packets that are not TCP, and fragments, are spread by their addresses alone;
+//! whatever is not IP, or too short, goes to worker 0.
+
+use libc::{
+    BPF_A, BPF_ABS, BPF_ALU, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD,
+    BPF_LDX, BPF_MEM, BPF_MISC, BPF_MOD, BPF_MSH, BPF_MUL, BPF_RET, BPF_RSH, BPF_ST, BPF_TAX,
+    BPF_W, BPF_X, BPF_XOR, sock_filter,
+};
+
+/// Behind the VXLAN header (8) and both MAC addresses (12).
+const ETHERTYPE: u32 = 20;
+/// Where the inner IP header begins.
+const IP: u32 = 22;
+const TCP: u32 = 6;
+
+/// 2^32 over the golden ratio: multiplying by it carries every low bit upwards (Knuth, TAOCP 3, §6.4).
+const MIX: u32 = 0x9e37_79b1;
+
+/// Memory words of the program.
+const HASH: u32 = 0;
+const PORT: u32 = 1;
+
+/// Not among `libc`'s: an unconditional jump is zero.
+const BPF_JA: u32 = 0x00;
+
+/// An instruction that does not jump.
+fn op(code: u32, k: u32) -> sock_filter {
+    jump(code, k, 0, 0)
+}
+
+/// An instruction; `yes` and `no` are how many to skip.
+fn jump(code: u32, k: u32, yes: usize, no: usize) -> sock_filter {
+    sock_filter {
+        // All codes are below 256, and all blocks below 64 instructions.
+        code: u16::try_from(code).unwrap_or(u16::MAX),
+        jt: u8::try_from(yes).unwrap_or(u8::MAX),
+        jf: u8::try_from(no).unwrap_or(u8::MAX),
+        k,
+    }
+}
+
+fn load_word(at: u32) -> sock_filter {
+    op(BPF_LD | BPF_W | BPF_ABS, at)
+}
+
+fn load_half(at: u32) -> sock_filter {
+    op(BPF_LD | BPF_H | BPF_ABS, at)
+}
+
+fn load_byte(at: u32) -> sock_filter {
+    op(BPF_LD | BPF_B | BPF_ABS, at)
+}
+
+/// XORs the words at `from`, `from + 4`, ... into the hash.
+fn hash_words(from: u32, words: u32) -> Vec<sock_filter> {
+    let mut program = vec![load_word(from)];
+    for n in 1..words {
+        program.push(op(BPF_MISC | BPF_TAX, 0));
+        program.push(load_word(from + 4 * n));
+        program.push(op(BPF_ALU | BPF_XOR | BPF_X, 0));
+    }
+    program.push(op(BPF_ST, HASH));
+    program
+}
+
+/// XORs both ports into the hash; they are loaded in `mode` from `at` and the two bytes behind.
+fn hash_ports(mode: u32, at: u32) -> Vec<sock_filter> {
+    vec![
+        op(BPF_LD | BPF_H | mode, at),
+        op(BPF_ST, PORT),
+        op(BPF_LD | BPF_H | mode, at + 2),
+        op(BPF_LDX | BPF_W | BPF_MEM, PORT),
+        op(BPF_ALU | BPF_XOR | BPF_X, 0),
+        op(BPF_LDX | BPF_W | BPF_MEM, HASH),
+        op(BPF_ALU | BPF_XOR | BPF_X, 0),
+        op(BPF_ST, HASH),
+    ]
+}
+
+/// The program for a group of `workers` sockets (at least one); it returns the index of one of them.
+pub(super) fn program(workers: u32) -> Vec<sock_filter> {
+    let mix = [
+        op(BPF_LD | BPF_W | BPF_MEM, HASH),
+        op(BPF_ALU | BPF_MUL | BPF_K, MIX),
+        op(BPF_ALU | BPF_RSH | BPF_K, 16),
+        op(BPF_ALU | BPF_MOD | BPF_K, workers.max(1)),
+        op(BPF_RET | BPF_A, 0),
+    ];
+
+    // IPv6: next header at 6, addresses at 8. Extension headers are not walked: such a packet is hashed by its
+    // addresses alone.
+    let ports = hash_ports(BPF_ABS, IP + 40);
+    let mut v6 = hash_words(IP + 8, 8);
+    v6.push(load_byte(IP + 6));
+    v6.push(jump(BPF_JMP | BPF_JEQ | BPF_K, TCP, 0, ports.len()));
+    v6.extend(ports);
+
+    // IPv4: flags and fragment offset at 6, protocol at 9, addresses at 12, ports behind the options.
+    let ports = hash_ports(BPF_IND, IP);
+    let mut v4 = hash_words(IP + 12, 2);
+    v4.push(load_byte(IP + 9));
+    v4.push(jump(BPF_JMP | BPF_JEQ | BPF_K, TCP, 0, ports.len() + 3));
+    v4.push(load_half(IP + 6));
+    v4.push(jump(BPF_JMP | BPF_JSET | BPF_K, 0x3fff, ports.len() + 1, 0));
+    v4.push(op(BPF_LDX | BPF_B | BPF_MSH, IP));
+    v4.extend(ports);
+    // Over the IPv6 block and the test before it.
+    v4.push(op(
+        BPF_JMP | BPF_JA,
+        u32::try_from(v6.len() + 1).unwrap_or(u32::MAX),
+    ));
+
+    let mut program = vec![
+        load_half(ETHERTYPE),
+        jump(BPF_JMP | BPF_JEQ | BPF_K, 0x0800, 0, v4.len()),
+    ];
+    program.extend(v4);
+    program.push(jump(
+        BPF_JMP | BPF_JEQ | BPF_K,
+        0x86dd,
+        0,
+        v6.len() + mix.len(),
+    ));
+    program.extend(v6);
+    program.extend(mix);
+    program.push(op(BPF_RET | BPF_K, 0));
+    program
+}
