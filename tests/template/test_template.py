@@ -1,0 +1,286 @@
+"""The template's contract: its parameters, outputs, names, functions, and what the build needs."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import stack
+
+# DESIGN §5, "Template parameters": name -> type, default. None: no default.
+PARAMETERS = {
+    "VpcId": ("AWS::EC2::VPC::Id", None),
+    "SubnetIds": ("List<AWS::EC2::Subnet::Id>", None),
+    "AnalyzerUrl": ("String", ""),
+    "Selection": ("String", "tag:Mirror=true"),
+    "HttpPorts": ("String", "80,8080"),
+    "MirrorEgress": ("String", "false"),
+    "SourceCidrs": ("String", "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"),
+    "TrustedProxyCidrs": ("String", ""),
+    "Vni": ("Number", 4789),
+    "PacketLength": ("Number", 8500),
+    "SessionNumberBase": ("Number", 100),
+    "MutationsPerSecond": ("Number", 3),
+    "SweepMinutes": ("Number", 5),
+    "Mirroring": ("String", "on"),
+    "InstanceTypes": ("String", "c7i.large,c6i.large,m6i.large"),
+    "MinSize": ("Number", 2),
+    "MaxSize": ("Number", 10),
+    "PermissionsBoundary": ("String", ""),
+    "RebuilderImage": (
+        "AWS::SSM::Parameter::Value<AWS::EC2::Image::Id>",
+        "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64",
+    ),
+}
+
+ENVIRONMENT = {
+    "MIRRORFLEET_STACK_ARN": stack.PSEUDO["AWS::StackId"],
+    "MIRRORFLEET_TARGET_ID": "<MirrorTarget>",
+    "MIRRORFLEET_FILTER_ID": "<MirrorFilter>",
+    "MIRRORFLEET_SELECTION": "tag:Mirror=true",
+    "MIRRORFLEET_VNI": "4789",
+    "MIRRORFLEET_PACKET_LENGTH": "8500",
+    "MIRRORFLEET_SESSION_NUMBER_BASE": "100",
+    "MIRRORFLEET_MUTATIONS_PER_SECOND": "3",
+    "MIRRORFLEET_MIRRORING": "on",
+    "MIRRORFLEET_OWN_SECURITY_GROUPS": "<BalancerSecurityGroup>,<RebuilderSecurityGroup>",
+    "MIRRORFLEET_ANALYZER_URL": "http://waf.example:8080",
+}
+
+# Properties that set a physical name, for types whose generated names do or do not begin with the stack's.
+NAME_PROPERTIES = (
+    "Name", "FunctionName", "LayerName", "LaunchTemplateName", "RoleName", "QueueName", "AlarmName", "LogGroupName",
+    "GroupName", "AutoScalingGroupName", "InstanceProfileName", "ManagedPolicyName",
+)  # fmt: skip
+# CloudFormation's own names for these do not begin with the stack's name, so they must be given.
+NAMED_BY_US = {"AWS::EC2::LaunchTemplate": "LaunchTemplateName", "AWS::Lambda::LayerVersion": "LayerName"}
+
+
+def test_parameters_are_as_agreed():
+    found = {name: (p["Type"], p.get("Default")) for name, p in stack.source()["Parameters"].items()}
+    assert found == PARAMETERS
+
+
+def test_every_parameter_says_what_it_is_and_what_it_takes():
+    for name, p in stack.source()["Parameters"].items():
+        assert p.get("Description"), name
+        # A pattern or a limit without words gives "Parameter X failed to satisfy constraint".
+        if p.keys() & {"AllowedPattern", "MinValue", "MaxValue"}:
+            assert name in p["ConstraintDescription"], name
+
+
+def test_every_default_satisfies_its_own_constraint():
+    for name, p in stack.source()["Parameters"].items():
+        if "AllowedPattern" in p and "Default" in p:
+            assert re.fullmatch(p["AllowedPattern"], p["Default"]), name
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        (
+            "HttpPorts",
+            ["80", "80,8080", "8000-8100", "1,2,3,4,65535", "65530-65535"],
+            ["", "0", "080", "65536", "80,", ",80", "80, 8080", "80-", "80-90-100", "1,2,3,4,5,6", "http", "70000-70001"],
+        ),
+        (
+            "AnalyzerUrl",
+            ["", "http://waf", "http://waf.example:8080", "https://waf.example/", "http://10.0.0.1:80", "http://[fd00::1]:80"],
+            ["waf.example", "ftp://waf", "http://waf/path", "http://user@waf", "http://waf example", "http://waf:", "http://-waf",
+             "http://waf'$(id)", "http://waf:123456"],
+        ),
+        (
+            "SourceCidrs",
+            ["10.0.0.0/8", "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10", "0.0.0.0/0"],
+            ["", "10.0.0.0", "10.0.0.0/33", "10.0.0/8", "fd00::/8", "10.0.0.0/8, 10.1.0.0/16", ",".join(["10.0.0.0/8"] * 5)],
+        ),
+        (
+            "TrustedProxyCidrs",
+            ["", "10.0.0.0/8", "10.0.0.0/8,fd00::/8"],
+            ["10.0.0.1", "10.0.0.0/8,", "10.0.0.0/8 fd00::/8", "$(id)/8", "10.0.0.0/8\nREBUILDER_FORWARD=http://x"],
+        ),
+        (
+            "InstanceTypes",
+            ["c7i.large", "c7i-flex.large,m6a.xlarge,t3.medium,x2idn.16xlarge"],
+            ["", "c7g.large", "t4g.micro", "c7i.large,c7gn.large", "im4gn.large", "c7i", "c7i.large, c6i.large",
+             ",".join(["c7i.large"] * 5)],
+        ),
+        ("Selection", ["tag:Mirror=true", "a & b, !c", "x"], ["", " ", "tag:A=1 ", " tag:A=1"]),
+        (
+            "PermissionsBoundary",
+            ["", "arn:aws:iam::123456789012:policy/Boundary", "arn:aws-cn:iam::123456789012:policy/path/B",
+             "arn:aws:iam::aws:policy/PowerUserAccess"],
+            ["Boundary", "arn:aws:iam::123456789012:role/Admin", "arn:aws:iam::12:policy/B"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_before_anything_is_made(name, good, bad):
+    pattern = stack.source()["Parameters"][name]["AllowedPattern"]
+    assert [v for v in good if not re.fullmatch(pattern, v)] == []
+    assert [v for v in bad if re.fullmatch(pattern, v)] == []
+
+
+def test_an_empty_analyser_is_refused_with_the_remedy():
+    (assertion,) = stack.source()["Rules"]["AnAnalyserIsNamed"]["Assertions"]
+    assert stack.Evaluated(AnalyzerUrl="").value(assertion["Assert"]) is False
+    assert stack.Evaluated(AnalyzerUrl="http://waf").value(assertion["Assert"]) is True
+    assert "Set it to" in assertion["AssertDescription"]
+
+
+def test_outputs_are_as_agreed():
+    found = {name: o["Value"] for name, o in stack.Evaluated().value(stack.transformed()["Outputs"]).items()}
+    assert found == {
+        "MirrorTargetId": "<MirrorTarget>",
+        "MirrorFilterId": "<MirrorFilter>",
+        "RebuilderGroup": "<RebuilderGroup>",
+        "EventQueueUrl": "<EventQueue>",
+        "DeadLetterQueueUrl": "<DeadLetterQueue>",
+        "AttachFunction": "<AttachFunction.Arn>",
+        "ReconcileFunction": "<ReconcileFunction.Arn>",
+    }
+
+
+def test_there_is_one_transform_and_no_nested_stack():
+    template = stack.source()
+    assert template["Transform"] == "AWS::Serverless-2016-10-31"
+    text = stack.TEMPLATE.read_text()
+    assert "Fn::ForEach" not in text and "AWS::Include" not in text
+    assert not stack.of_type(template, "AWS::CloudFormation::Stack")
+
+
+def test_two_stacks_in_one_region_coexist():
+    given = {}
+    for name, resource in stack.Evaluated(stack_name="second").resources().items():
+        p = resource.get("Properties", {})
+        given |= {f"{name}.{key}": p[key] for key in NAME_PROPERTIES if isinstance(p.get(key), str)}
+    # A reference to a name that CloudFormation generates is no name that we give.
+    given = {where: name for where, name in given.items() if not name.startswith("<")}
+    assert given and [where for where, name in given.items() if not name.startswith("second-")] == []
+
+
+def test_what_cloudformation_names_without_the_stack_is_named_here():
+    for kind, key in NAMED_BY_US.items():
+        for name, resource in stack.of_type(stack.transformed(), kind).items():
+            assert key in resource["Properties"], name
+
+
+# ---- The functions -----------------------------------------------------------------------------------------------------
+
+
+def functions():
+    return stack.Evaluated().resources("AWS::Lambda::Function")
+
+
+def test_there_are_two_functions():
+    assert functions().keys() == {"AttachFunction", "ReconcileFunction"}
+
+
+@pytest.mark.parametrize("name", ["AttachFunction", "ReconcileFunction"])
+def test_a_function_has_all_of_its_configuration(name):
+    assert functions()[name]["Properties"]["Environment"]["Variables"] == ENVIRONMENT
+
+
+@pytest.mark.parametrize("name", ["AttachFunction", "ReconcileFunction"])
+def test_a_function_runs_a_native_program(name):
+    p = functions()[name]["Properties"]
+    assert (p["Runtime"], p["Handler"], p["Architectures"]) == ("provided.al2023", "bootstrap", ["x86_64"])
+    written = stack.source()["Resources"][name]
+    crate = name.removesuffix("Function").lower()
+    assert written["Metadata"] == {"BuildMethod": "rust-cargolambda", "BuildProperties": {"Binary": crate}}
+    assert tomllib.loads((stack.ROOT / written["Properties"]["CodeUri"] / "Cargo.toml").read_text())["package"]["name"] == crate
+
+
+def test_every_log_group_forgets():
+    groups = stack.Evaluated().resources("AWS::Logs::LogGroup")
+    used = {f["Properties"]["LoggingConfig"]["LogGroup"] for f in functions().values()}
+    assert used == {f"<{name}>" for name in groups}
+    assert all(g["Properties"]["RetentionInDays"] > 0 for g in groups.values())
+
+
+# ---- Events --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_queue_mapping_is_quick_and_reports_single_failures():
+    ((_, mapping),) = stack.Evaluated().resources("AWS::Lambda::EventSourceMapping").items()
+    p = mapping["Properties"]
+    assert p["MaximumBatchingWindowInSeconds"] <= 2  # an instance is mirrored within seconds of its launch
+    # Lambda: a batch above 10 needs a window of at least a second.
+    assert p["BatchSize"] <= 10 or p["MaximumBatchingWindowInSeconds"] >= 1
+    assert p["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    # Each poller takes a quarter of MutationsPerSecond, which holds for two.
+    assert p["ScalingConfig"] == {"MaximumConcurrency": 2}
+
+
+def test_a_message_is_not_seen_twice_while_it_is_handled():
+    evaluated = stack.Evaluated()
+    queue = evaluated.properties("EventQueue")
+    timeout = functions()["AttachFunction"]["Properties"]["Timeout"]
+    window = evaluated.properties("AttachMapping")["MaximumBatchingWindowInSeconds"]
+    # Lambda asks for six times the timeout plus the window.
+    assert queue["VisibilityTimeout"] >= 6 * timeout + window
+    assert queue["RedrivePolicy"] == {"deadLetterTargetArn": "<DeadLetterQueue.Arn>", "maxReceiveCount": 5}
+
+
+def test_the_sweep_has_the_time_that_lambda_can_give():
+    assert functions()["ReconcileFunction"]["Properties"]["Timeout"] == 900
+
+
+@pytest.mark.parametrize(("minutes", "expression"), [("1", "rate(1 minute)"), ("2", "rate(2 minutes)"), ("5", "rate(5 minutes)")])
+def test_the_schedule_minds_the_plural(minutes, expression):
+    # EventBridge refuses "rate(1 minutes)".
+    assert stack.Evaluated(SweepMinutes=minutes).properties("SweepRule")["ScheduleExpression"] == expression
+
+
+def test_the_rules_listen_for_launches_and_tags():
+    patterns = {
+        (p["source"][0], p["detail-type"][0], str(p.get("detail", {})))
+        for p in (r["Properties"].get("EventPattern") for r in stack.Evaluated().resources("AWS::Events::Rule").values())
+        if p
+    }
+    assert patterns == {
+        ("aws.ec2", "EC2 Instance State-change Notification", "{'state': ['running']}"),
+        ("aws.autoscaling", "EC2 Instance Launch Successful", "{}"),
+        ("aws.tag", "Tag Change on Resource", "{'service': ['ec2'], 'resource-type': ['instance', 'network-interface']}"),
+    }
+
+
+def test_a_change_of_what_is_mirrored_makes_cloudformation_ask_for_a_pass():
+    def properties(**parameters):
+        return stack.Evaluated(**parameters).properties("MirrorSessions")
+
+    before = properties()
+    for parameter, value in {
+        "Selection": "tag:Other=1",
+        "Vni": "7",
+        "PacketLength": "1500",
+        "SessionNumberBase": "200",
+        "Mirroring": "off",
+        "AnalyzerUrl": "http://other",
+        "HttpPorts": "80,81,82",
+    }.items():
+        assert properties(**{parameter: value}) != before, parameter
+
+
+# ---- Tools ---------------------------------------------------------------------------------------------------------------
+
+
+def test_cfn_lint_finds_nothing():
+    done = subprocess.run(
+        [Path(sys.executable).parent / "cfn-lint", stack.TEMPLATE], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_sam_is_set_up_and_knows_no_stack():
+    settings = tomllib.loads((stack.ROOT / "samconfig.toml").read_text())
+    assert settings["version"] == 0.1
+    build = settings["default"]["build"]["parameters"]
+    assert build == {"build_in_source": True, "parallel": False, "cached": False}
+    # Named roles would need CAPABILITY_NAMED_IAM, and would collide between stacks.
+    assert settings["default"]["deploy"]["parameters"] == {
+        "capabilities": "CAPABILITY_IAM",
+        "confirm_changeset": True,
+        "resolve_s3": True,
+    }

@@ -1,0 +1,139 @@
+"""What each role may do. A wildcard stands only where the service knows no resources, and here is why for each."""
+
+import pytest
+import stack
+
+# Actions for which IAM knows no resource. Source: "Actions, resources, and condition keys" of the service authorization
+# reference, where the row's resource column is empty.
+WITHOUT_RESOURCES = {
+    "autoscaling:DescribeAutoScalingGroups": "Auto Scaling: no Describe action takes a resource",
+    "ec2:DescribeInstances": "EC2: no Describe action takes a resource",
+    "ec2:DescribeNetworkInterfaces": "EC2: no Describe action takes a resource",
+    "ec2:DescribeTrafficMirrorSessions": "EC2: no Describe action takes a resource",
+    "elasticloadbalancing:DescribeLoadBalancers": "Elastic Load Balancing: no Describe action takes a resource",
+    "elasticloadbalancing:DescribeTargetGroups": "Elastic Load Balancing: no Describe action takes a resource",
+    "elasticloadbalancing:DescribeTargetHealth": "Elastic Load Balancing: no Describe action takes a resource",
+}
+
+# Resources that end in a wildcard, because the thing itself is not known beforehand.
+OPEN_ENDED = {
+    ":network-interface/*": "any interface may come to be selected",
+    ":traffic-mirror-session/*": "sessions come and go; each use carries a condition on our tag",
+    ":layer:first-rebuilder:*": "during an update two versions are in use",
+}
+
+ROLES = sorted(stack.of_type(stack.transformed(), "AWS::IAM::Role"))
+
+
+def as_list(value):
+    return value if isinstance(value, list) else [value]
+
+
+def statements():
+    """(where, statement) of every policy in the stack, trust policies apart."""
+    evaluated = stack.Evaluated()
+    for name, resource in evaluated.resources().items():
+        p = resource.get("Properties", {})
+        documents = [policy["PolicyDocument"] for policy in p.get("Policies", [])] if "Role" in resource["Type"] else []
+        if resource["Type"] in ("AWS::IAM::Policy", "AWS::IAM::ManagedPolicy", "AWS::SQS::QueuePolicy"):
+            documents.append(p["PolicyDocument"])
+        for document in documents:
+            for statement in document["Statement"]:
+                yield f"{name}.{statement['Sid']}", statement
+
+
+STATEMENTS = list(statements())
+
+
+def test_the_policies_are_found():
+    assert {where.split(".")[0] for where, _ in STATEMENTS} == {
+        "AttachRole",
+        "ReconcileRole",
+        "ReconcileInvokesItself",
+        "RebuilderRole",
+        "EventQueuePolicy",
+    }
+
+
+@pytest.mark.parametrize(("where", "statement"), STATEMENTS, ids=[where for where, _ in STATEMENTS])
+def test_actions_are_named_and_resources_too(where, statement):
+    actions, resources = as_list(statement["Action"]), as_list(statement["Resource"])
+    assert not [a for a in actions if "*" in a]
+    assert "NotAction" not in statement and "NotResource" not in statement
+    for resource in resources:
+        if resource == "*":
+            assert [a for a in actions if a not in WITHOUT_RESOURCES] == []
+        elif "*" in resource:
+            (ending,) = [ending for ending in OPEN_ENDED if resource.endswith(ending)]
+            assert resource.count("*") == 1
+            if ending == ":traffic-mirror-session/*":
+                assert "Condition" in statement
+
+
+def test_nothing_is_excused_that_does_not_occur():
+    used = {a for _, s in STATEMENTS if "*" in as_list(s["Resource"]) for a in as_list(s["Action"])}
+    assert used == WITHOUT_RESOURCES.keys()
+
+
+@pytest.mark.parametrize("role", ["AttachRole", "ReconcileRole"])
+def test_only_our_sessions_are_made_changed_and_deleted(role):
+    ours = stack.PSEUDO["AWS::StackId"]
+    conditions = {
+        (action, str(statement["Condition"]))
+        for where, statement in STATEMENTS
+        if where.startswith(role) and "traffic-mirror-session/*" in str(statement["Resource"])
+        for action in as_list(statement["Action"])
+    }
+    requested = str({"StringEquals": {"aws:RequestTag/mirrorfleet:stack": ours}})
+    carried = str({"StringEquals": {"aws:ResourceTag/mirrorfleet:stack": ours}})
+    assert conditions == {
+        ("ec2:CreateTrafficMirrorSession", requested),
+        ("ec2:ModifyTrafficMirrorSession", carried),
+        ("ec2:DeleteTrafficMirrorSession", carried),
+        ("ec2:CreateTags", str({"StringEquals": {"ec2:CreateAction": "CreateTrafficMirrorSession"}})),
+    }
+
+
+@pytest.mark.parametrize("role", ["AttachRole", "ReconcileRole"])
+def test_creating_a_session_names_all_four_resources(role):
+    # EC2 asks for the session, the interface, the filter and the target; a missing one is UnauthorizedOperation.
+    resources = {
+        resource.rsplit(":", 1)[1].split("/")[0]
+        for where, statement in STATEMENTS
+        if where.startswith(role) and "ec2:CreateTrafficMirrorSession" in as_list(statement["Action"])
+        for resource in as_list(statement["Resource"])
+    }
+    assert resources == {
+        "traffic-mirror-session",
+        "network-interface",
+        "traffic-mirror-filter",
+        "traffic-mirror-target",
+    }
+
+
+def test_each_function_has_a_role_of_its_own():
+    functions = stack.Evaluated().resources("AWS::Lambda::Function")
+    roles = {name: f["Properties"]["Role"] for name, f in functions.items()}
+    assert roles == {"AttachFunction": "<AttachRole.Arn>", "ReconcileFunction": "<ReconcileRole.Arn>"}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_carries_the_boundary_and_nothing_managed(role):
+    boundary = "arn:aws:iam::123456789012:policy/Boundary"
+    with_boundary = stack.Evaluated(PermissionsBoundary=boundary).properties(role)
+    assert with_boundary["PermissionsBoundary"] == boundary
+    without = stack.Evaluated().properties(role)
+    assert "PermissionsBoundary" not in without
+    assert "ManagedPolicyArns" not in without
+
+
+def test_only_our_rules_may_send_to_the_queue():
+    ((_, statement),) = [(w, s) for w, s in STATEMENTS if w.startswith("EventQueuePolicy")]
+    senders = {
+        f"<{name}.Arn>"
+        for name, rule in stack.Evaluated().resources("AWS::Events::Rule").items()
+        if any(t["Arn"] == "<EventQueue.Arn>" for t in rule["Properties"]["Targets"])
+    }
+    assert len(senders) == 3
+    assert set(statement["Condition"]["ArnEquals"]["aws:SourceArn"]) == senders
+    assert statement["Principal"] == {"Service": "events.amazonaws.com"}

@@ -1,0 +1,272 @@
+"""What an instance of the fleet is given: the script of its first boot, the service, the doors that are open."""
+
+import base64
+import hashlib
+import os
+import shutil
+import subprocess
+import zipfile
+
+import pytest
+import stack
+
+SERVICE = stack.ROOT / "rebuilder" / "service"
+
+
+def tool(name):
+    return pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
+
+
+def user_data(**parameters):
+    return stack.Evaluated(**parameters).properties("RebuilderTemplate")["LaunchTemplateData"]["UserData"]
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "user-data"
+    path.write_text(user_data())
+    return path
+
+
+def test_the_boot_script_is_bash(script):
+    assert script.read_text().startswith("#!/bin/bash\n")
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+@tool("shellcheck")
+def test_shellcheck_finds_nothing(script):
+    subprocess.run(["shellcheck", script, SERVICE / "install"], check=True)
+
+
+# ---- The boot script, run -----------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """The script run with `aws` and `curl` that answer from files and write down what they were asked."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.bin = folder / "bin"
+        self.bin.mkdir()
+        self.calls = folder / "calls"
+        self.layer({"service/install": 'echo "installed with $(cat "$SETTINGS")"\n'})
+        self.lambda_says(self.digest())
+        self.command(
+            "curl",
+            """case "$*" in
+               */api/token) echo TOKEN ;;
+               */meta-data/instance-id) echo i-0123456789abcdef0 ;;
+               *https://layer.example/*) while [[ $1 != -o ]]; do shift; done; cp "$FOLDER/layer.zip" "$2" ;;
+               *) exit 22 ;;
+               esac""",
+        )
+
+    def command(self, name, body):
+        path = self.bin / name
+        path.write_text(f'#!/bin/bash\necho "{name} $*" >>"$FOLDER/calls"\n{body}\n')
+        path.chmod(0o755)
+
+    def layer(self, files):
+        with zipfile.ZipFile(self.folder / "layer.zip", "w") as archive:
+            for name, text in files.items():
+                archive.writestr(name, text)
+
+    def digest(self):
+        return base64.b64encode(hashlib.sha256((self.folder / "layer.zip").read_bytes()).digest()).decode()
+
+    def lambda_says(self, digest):
+        self.command(
+            "aws",
+            f"""case "$1 $2" in
+                'lambda get-layer-version-by-arn') printf '{digest}\\thttps://layer.example/zip\\n' ;;
+                'cloudformation signal-resource') ;;
+                *) exit 252 ;;
+                esac""",
+        )
+
+    def boot(self, **parameters):
+        text = user_data(**parameters)
+        for place in ("/opt/mirrorfleet", "/etc/mirrorfleet"):
+            assert place in text
+            text = text.replace(place, str(self.folder / place.strip("/")))
+        env = {
+            **os.environ,
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "FOLDER": str(self.folder),
+            "SETTINGS": str(self.folder / "etc/mirrorfleet/rebuilder.env"),
+        }
+        done = subprocess.run(["bash", "-c", text], env=env, capture_output=True, text=True, timeout=30, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    def signals(self):
+        return [
+            call.split("--status ")[1]
+            for call in self.calls.read_text().splitlines()
+            if call.startswith("aws cloudformation signal-resource")
+        ]
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+def test_a_good_layer_is_installed_and_success_is_signalled(machine):
+    code, output = machine.boot()
+    assert code == 0, output
+    assert "installed with" in output
+    assert machine.signals() == ["SUCCESS"]
+    (signal,) = [c for c in machine.calls.read_text().splitlines() if "signal-resource" in c]
+    assert "--unique-id i-0123456789abcdef0 " in signal
+    assert f"--stack-name {stack.PSEUDO['AWS::StackId']} " in signal
+    assert "--logical-resource-id RebuilderGroup " in signal
+
+
+def test_the_settings_are_what_the_parameters_say(machine):
+    machine.boot(AnalyzerUrl="https://waf.example", TrustedProxyCidrs="10.0.0.0/8,fd00::/8")
+    settings = (machine.folder / "etc/mirrorfleet/rebuilder.env").read_text().split()
+    assert settings == [
+        "REBUILDER_LISTEN=0.0.0.0:4789",
+        "REBUILDER_ADMIN=0.0.0.0:9445",
+        "REBUILDER_FORWARD=https://waf.example",
+        "REBUILDER_TRUST=10.0.0.0/8,fd00::/8",
+    ]
+
+
+def test_without_proxies_to_trust_the_setting_is_absent(machine):
+    # Not empty: an empty list is not a list of addresses.
+    machine.boot()
+    assert "TRUST" not in (machine.folder / "etc/mirrorfleet/rebuilder.env").read_text()
+
+
+def test_a_damaged_layer_is_not_run_and_failure_is_signalled_with_the_reason(machine):
+    machine.lambda_says(base64.b64encode(bytes(32)).decode())
+    code, output = machine.boot()
+    assert code != 0
+    assert machine.signals() == ["FAILURE"]
+    assert "the layer has SHA-256" in output
+    assert "FAILED while checking and unpacking the layer" in output
+    assert "installed with" not in output
+
+
+def test_no_way_to_the_api_is_failure_with_the_remedy(machine):
+    machine.command("aws", '[[ $1 == cloudformation ]] || { echo "Could not connect" >&2; exit 255; }')
+    code, output = machine.boot()
+    assert code != 0
+    assert machine.signals() == ["FAILURE"]
+    assert "is there a way to the API from this subnet?" in output
+
+
+def test_a_service_that_does_not_start_is_failure(machine):
+    machine.layer({"service/install": "echo 'no luck'; exit 1\n"})
+    machine.lambda_says(machine.digest())
+    code, output = machine.boot()
+    assert code == 1
+    assert machine.signals() == ["FAILURE"]
+    assert "no luck" in output
+    assert "FAILED while starting the service" in output
+
+
+def test_a_signal_that_nobody_waits_for_is_no_failure(machine):
+    # An instance that the group adds by itself: CloudFormation answers with a ValidationError.
+    machine.lambda_says(machine.digest())
+    aws = (machine.bin / "aws").read_text()
+    (machine.bin / "aws").write_text(aws.replace("signal-resource') ;;", "signal-resource') exit 254 ;;"))
+    code, output = machine.boot()
+    assert code == 0
+    assert "CloudFormation took no signal" in output
+
+
+# ---- The service ---------------------------------------------------------------------------------------------------------
+
+
+@tool("systemd-analyze")
+def test_systemd_understands_the_unit(tmp_path):
+    # Verified where the program exists: systemd also checks that.
+    unit = tmp_path / "rebuilder.service"
+    text = (SERVICE / "rebuilder.service").read_text()
+    assert "\nExecStart=/usr/local/bin/rebuilder run\n" in text
+    unit.write_text(text.replace("/usr/local/bin/rebuilder", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@tool("systemd-analyze")
+def test_the_unit_exposes_little():
+    # 0 is locked away, 10 is open; a service without any of these settings has 9.6. The option counts in tenths.
+    command = ["systemd-analyze", "security", "--offline=true", "--threshold=16", "--no-pager", SERVICE / "rebuilder.service"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-200:]
+
+
+def test_draining_has_time_before_systemd_loses_patience():
+    unit = dict(line.split("=", 1) for line in (SERVICE / "rebuilder.service").read_text().splitlines() if "=" in line[1:])
+    assert int(unit["TimeoutStopSec"]) > 30  # rebuilder's --drain-timeout
+
+
+def test_a_socket_may_have_the_64_mb_that_lose_nothing():
+    (setting,) = [line for line in (SERVICE / "rebuilder.sysctl.conf").read_text().splitlines() if not line.startswith("#")]
+    key, value = setting.split(" = ")
+    assert key == "net.core.rmem_max"
+    assert int(value) >= 64 << 20
+
+
+# ---- The instance and its doors --------------------------------------------------------------------------------------------
+
+
+def test_instances_are_closed():
+    data = stack.Evaluated().properties("RebuilderTemplate")["LaunchTemplateData"]
+    assert "KeyName" not in data
+    assert data["MetadataOptions"]["HttpTokens"] == "required"
+    assert [d["Ebs"]["Encrypted"] for d in data["BlockDeviceMappings"]] == [True]
+    assert data["SecurityGroupIds"] == ["<RebuilderSecurityGroup>"]
+
+
+def test_only_the_load_balancer_reaches_a_rebuilder():
+    evaluated = stack.Evaluated()
+    assert "SecurityGroupIngress" not in evaluated.properties("RebuilderSecurityGroup")
+    doors = {
+        (p["IpProtocol"], p["FromPort"], p["ToPort"], p["SourceSecurityGroupId"])
+        for p in (r["Properties"] for r in evaluated.resources("AWS::EC2::SecurityGroupIngress").values())
+        if p["GroupId"] == "<RebuilderSecurityGroup>"
+    }
+    assert doors == {
+        ("udp", 4789, 4789, "<BalancerSecurityGroup>"),
+        ("tcp", 9445, 9445, "<BalancerSecurityGroup>"),
+    }
+    # And the load balancer may go there: its health checks obey its own outbound rules.
+    ways = {
+        (p["IpProtocol"], p["FromPort"], p["ToPort"], p["DestinationSecurityGroupId"])
+        for p in evaluated.properties("BalancerSecurityGroup")["SecurityGroupEgress"]
+    }
+    assert ways == {
+        ("udp", 4789, 4789, "<RebuilderSecurityGroup>"),
+        ("tcp", 9445, 9445, "<RebuilderSecurityGroup>"),
+    }
+
+
+def test_the_health_check_asks_the_admin_port():
+    p = stack.Evaluated().properties("RebuilderTargets")
+    assert (p["Protocol"], p["Port"]) == ("UDP", 4789)
+    assert (p["HealthCheckProtocol"], p["HealthCheckPort"], p["HealthCheckPath"]) == ("HTTP", "9445", "/healthz")
+
+
+def test_a_new_program_is_a_new_launch_template_version_and_rolls():
+    template = stack.transformed()
+    (layer,) = stack.of_type(template, "AWS::Lambda::LayerVersion")
+    # SAM names a layer version by what is in it; the launch template must name that very resource.
+    assert layer.startswith("RebuilderLayer") and layer != "RebuilderLayer"
+    assert layer in stack.references(template["Resources"]["RebuilderTemplate"])
+    group = template["Resources"]["RebuilderGroup"]
+    assert group["UpdatePolicy"]["AutoScalingRollingUpdate"]["WaitOnResourceSignals"] is True
+    version = group["Properties"]["MixedInstancesPolicy"]["LaunchTemplate"]["LaunchTemplateSpecification"]["Version"]
+    assert version == {"Fn::GetAtt": ["RebuilderTemplate", "LatestVersionNumber"]}
+    # The role may fetch it under whatever version number it gets.
+    assert template["Resources"][layer]["Properties"]["LayerName"] == {"Fn::Sub": "${AWS::StackName}-rebuilder"}
+
+
+@pytest.mark.parametrize("types", ["m7i.large", "c7i.large,c6i.large", "a.b,c.d,e.f,g.h"])
+def test_the_group_takes_the_instance_types_in_their_order(types):
+    policy = stack.Evaluated(InstanceTypes=types).properties("RebuilderGroup")["MixedInstancesPolicy"]
+    assert [o["InstanceType"] for o in policy["LaunchTemplate"]["Overrides"]] == types.split(",")
+    assert policy["InstancesDistribution"]["OnDemandAllocationStrategy"] == "prioritized"
