@@ -113,6 +113,15 @@ def test_an_event_rule_added_without_the_edge_is_noticed():
     assert f"NewRule must directly need {SESSIONS}" in violations(template)
 
 
+@pytest.mark.parametrize("name", ["MirrorFilter", "MirrorTarget", "BalancerSecurityGroup", "RebuilderSecurityGroup"])
+def test_no_change_of_a_parameter_replaces_what_sessions_and_the_load_balancer_hang_on(name):
+    # A new description is a new filter, target or group for CloudFormation, and every session would have to move.
+    template = stack.transformed()
+    properties = template["Resources"][name]["Properties"]
+    description = properties["GroupDescription" if "Group" in name else "Description"]
+    assert stack.references(description) == {"AWS::StackName"}
+
+
 def test_references_are_found_in_every_form():
     # The graph is only as good as this: GetAtt as text and as list, Sub with and without variables, escapes, nesting.
     value = {
