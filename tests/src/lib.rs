@@ -1,1 +1,21 @@
 //! A VPC on one machine.
+//!
+//! Everything here is made of real parts: network namespaces and `tc` mirroring for the VPC, nginx in the instances,
+//! curl and wrk as clients, nginx with `ModSecurity` as the analyser. Only AWS's API is emulated (`tests/emulator`).
+//!
+//! ```text
+//!  client ──┐ ┌── instance (nginx)         one namespace each, veths on the bridge of namespace `vpc`
+//!           bridge                         mirroring: tc filters on the vpc side of an instance's veth
+//!  analyser ┘ └── rebuilder ◀── nlb ◀── one VXLAN device a session, each in a namespace of its own
+//! ```
+//!
+//! All of it needs root. Names carry the owner's pid and start time ([`janitor`]), so that whatever a killed run
+//! leaves behind is removed by the next one and by nobody else's.
+
+pub mod fabric;
+pub mod janitor;
+pub mod netns;
+pub mod network;
+pub mod process;
+pub mod skip;
+mod sys;

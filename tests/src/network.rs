@@ -1,0 +1,313 @@
+//! The VPC: one bridge, a namespace for each host, and the way from an interface to the rebuilder.
+//!
+//! A mirrored copy does not travel on the bridge. As in AWS it is encapsulated beneath the instance and carries the
+//! interface's own address as its outer source, which the bridge could not have twice. So each session has a
+//! namespace with that address, a VXLAN socket and a link to the namespace `nlb`, which leads to the rebuilder:
+//!
+//! ```text
+//!  instance eth0 ═══ port │vpc│ vxlan device ┄┄ its socket │wire│ up0 ═══ │nlb│ ═══ nlb0 │rebuilder│
+//! ```
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::janitor::{Directory, Prefix};
+use crate::netns::Namespace;
+use crate::process;
+
+/// The prefix lengths of the VPC, which is one link: 172.31.0.0/16, the CIDR of AWS's default VPC, and an IPv6 /64.
+pub const IPV4_PREFIX: u8 = 16;
+/// See [`IPV4_PREFIX`].
+pub const IPV6_PREFIX: u8 = 64;
+
+/// What the network load balancer leads to: the rebuilder's address on its link to the namespace `nlb`.
+pub const REBUILDER_UNDERLAY: &str = "100.64.0.2";
+const REBUILDER_UNDERLAY_MAC: &str = "02:00:64:40:00:02";
+
+/// Room for a jumbo frame (9001 and its Ethernet header) behind 50 bytes of encapsulation.
+const UNDERLAY_MTU: u32 = 9216;
+const ENCAPSULATION: u32 = 50;
+
+/// Settings of a VPC.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// MTU of every interface in bytes: 1500, or 9001 as within a real VPC.
+    pub mtu: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { mtu: 1500 }
+    }
+}
+
+/// One interface of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Unique in the VPC; an ENI's id for instances.
+    pub id: String,
+    /// Addresses without prefix length, IPv4 and IPv6; the first is the primary one.
+    pub addresses: Vec<String>,
+    /// The MAC address, or the kernel's choice.
+    pub mac: Option<String>,
+}
+
+impl Interface {
+    /// An interface with a MAC address of the kernel's choice.
+    #[must_use]
+    pub fn new(id: &str, addresses: &[&str]) -> Self {
+        Self {
+            id: id.to_owned(),
+            addresses: addresses.iter().map(|&a| a.to_owned()).collect(),
+            mac: None,
+        }
+    }
+}
+
+/// The VPC side of an interface: where AWS mirrors, outside of the instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// The device in the namespace `vpc`.
+    pub device: String,
+    /// The interface's primary address: outer source of its mirrored packets.
+    pub primary: String,
+}
+
+/// A host in the VPC. Its namespace, and with it its interfaces, goes on drop.
+#[derive(Debug)]
+pub struct Host {
+    /// Where its processes run.
+    pub namespace: Namespace,
+    /// Its primary address.
+    pub primary: String,
+    /// Interface id and the VPC side of that interface.
+    pub ports: Vec<(String, Port)>,
+}
+
+/// The VPC.
+#[derive(Debug)]
+pub struct Vpc {
+    prefix: Prefix,
+    options: Options,
+    bridge: Namespace,
+    nlb: Namespace,
+    directory: Directory,
+}
+
+impl Vpc {
+    /// Makes the bridge and the namespace behind it.
+    ///
+    /// # Errors
+    /// What `ip` says, for instance without root.
+    pub fn new(options: Options) -> anyhow::Result<Self> {
+        let prefix = Prefix::new()?;
+        let directory = prefix.directory()?;
+        let bridge = Namespace::create(&prefix.name("vpc"))?;
+        bridge.without_ipv6()?;
+        bridge.ip("link add vpc type bridge forward_delay 0 mcast_snooping 0")?;
+        bridge.ip(&format!("link set vpc mtu {} up", options.mtu))?;
+        let nlb = Namespace::create(&prefix.name("nlb"))?;
+        nlb.without_ipv6()?;
+        for bridge in [&bridge, &nlb] {
+            // Bridged frames must not pass the firewall hooks where the module that calls them is loaded.
+            for table in ["iptables", "ip6tables", "arptables"] {
+                bridge.sysctl(&format!("net/bridge/bridge-nf-call-{table}"), "0")?;
+            }
+        }
+        nlb.ip("link add nlb type bridge forward_delay 0 mcast_snooping 0")?;
+        nlb.ip(&format!("link set nlb mtu {UNDERLAY_MTU} up"))?;
+        Ok(Self {
+            prefix,
+            options,
+            bridge,
+            nlb,
+            directory,
+        })
+    }
+
+    /// Where logs and configuration of this VPC's hosts go.
+    #[must_use]
+    pub fn directory(&self) -> &std::path::Path {
+        self.directory.path()
+    }
+
+    /// The namespace of the bridge and of all ports.
+    #[must_use]
+    pub fn bridge(&self) -> &Namespace {
+        &self.bridge
+    }
+
+    /// Makes a host with these interfaces (`eth0`, `eth1`, …).
+    ///
+    /// # Errors
+    /// What `ip` and `ethtool` say.
+    pub fn host(&self, role: &str, interfaces: &[Interface]) -> anyhow::Result<Host> {
+        let namespace = Namespace::create(&self.prefix.name(role))?;
+        let mut ports = Vec::new();
+        for (index, interface) in interfaces.iter().enumerate() {
+            let port = self
+                .plug(&namespace, &format!("eth{index}"), interface)
+                .with_context(|| format!("interface {} of {role}", interface.id))?;
+            ports.push((interface.id.clone(), port));
+        }
+        let primary = ports
+            .first()
+            .map(|(_, port)| port.primary.clone())
+            .unwrap_or_default();
+        Ok(Host {
+            namespace,
+            primary,
+            ports,
+        })
+    }
+
+    fn plug(&self, host: &Namespace, name: &str, interface: &Interface) -> anyhow::Result<Port> {
+        let device = device_name('p', &interface.id);
+        let mtu = self.options.mtu;
+        self.bridge.ip(&format!(
+            "link add {device} mtu {mtu} type veth peer name {name} mtu {mtu} netns {}",
+            host.name()
+        ))?;
+        if let Some(mac) = &interface.mac {
+            host.ip(&format!("link set {name} address {mac}"))?;
+        }
+        wire_size_frames(host, name)?;
+        wire_size_frames(&self.bridge, &device)?;
+        for address in &interface.addresses {
+            let (prefix, nodad) = if address.contains(':') {
+                (IPV6_PREFIX, " nodad")
+            } else {
+                (IPV4_PREFIX, "")
+            };
+            host.ip(&format!("address add {address}/{prefix} dev {name}{nodad}"))?;
+        }
+        host.ip(&format!("link set {name} up"))?;
+        join(&self.bridge, "vpc", &device)?;
+        Ok(Port {
+            device,
+            primary: interface.addresses.first().cloned().unwrap_or_default(),
+        })
+    }
+
+    /// Gives a host the link that mirrored packets arrive on.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn behind_the_load_balancer(&self, host: &Host) -> anyhow::Result<()> {
+        let inside = &host.namespace;
+        self.nlb.ip(&format!(
+            "link add target mtu {UNDERLAY_MTU} type veth peer name nlb0 address {REBUILDER_UNDERLAY_MAC} \
+             mtu {UNDERLAY_MTU} netns {}",
+            inside.name()
+        ))?;
+        inside.ip(&format!("address add {REBUILDER_UNDERLAY}/24 dev nlb0"))?;
+        inside.ip("link set nlb0 up")?;
+        join(&self.nlb, "nlb", "target")?;
+        Ok(())
+    }
+
+    /// Makes a VXLAN device in the namespace `vpc` whose packets come out at the rebuilder, with the outer header
+    /// that AWS's have: the interface's address as source, ports 65408 to 65525, TTL 255, no DF, no UDP checksum.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn tunnel(&self, id: &str, source: &str, vni: u32) -> anyhow::Result<Tunnel> {
+        let device = device_name('m', id);
+        // A socket of its own in a namespace of its own, because Linux takes a VNI only once per namespace and port,
+        // and all sessions of one stack share theirs.
+        let wire = Namespace::create(&self.prefix.name(&device))?;
+        wire.without_ipv6()?;
+        self.nlb.ip(&format!(
+            "link add {device} mtu {UNDERLAY_MTU} type veth peer name up0 mtu {UNDERLAY_MTU} netns {}",
+            wire.name()
+        ))?;
+        wire.ip(&format!("address add {source}/32 dev up0"))?;
+        wire.ip("link set up0 up")?;
+        join(&self.nlb, "nlb", &device)?;
+        wire.ip(&format!(
+            "route add {REBUILDER_UNDERLAY} dev up0 src {source}"
+        ))?;
+        // Without it the first packets would wait for ARP, in a queue of limited length.
+        wire.ip(&format!("neighbour add {REBUILDER_UNDERLAY} lladdr {REBUILDER_UNDERLAY_MAC} dev up0 nud permanent"))?;
+        wire.ip(&format!(
+            "link add {device} type vxlan id {vni} local {source} remote {REBUILDER_UNDERLAY} dev up0 dstport 4789 \
+             srcport 65408 65526 ttl 255 df unset noudpcsum nolearning"
+        ))?;
+        // A VXLAN device keeps its socket where it was made.
+        wire.ip(&format!("link set {device} netns {}", self.bridge.name()))?;
+        self.bridge.ip(&format!(
+            "link set {device} mtu {} up",
+            UNDERLAY_MTU - ENCAPSULATION
+        ))?;
+        Ok(Tunnel {
+            device,
+            _wire: wire,
+        })
+    }
+}
+
+/// The way from the namespace `vpc` to the rebuilder, of one session. Gone on drop.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The device in the namespace `vpc`: what is sent to it arrives at the rebuilder, encapsulated.
+    pub device: String,
+    /// Removing the namespace of its socket removes the device, too.
+    _wire: Namespace,
+}
+
+/// Attaches a device to a bridge and waits until that carries frames to it, which the kernel decides later, when it
+/// has got round to noticing the link.
+fn join(namespace: &Namespace, bridge: &str, device: &str) -> anyhow::Result<()> {
+    namespace.ip(&format!("link set {device} master {bridge} up"))?;
+    process::wait_for(
+        &format!("the port {device}"),
+        Duration::from_secs(10),
+        || {
+            let ports = process::run(Command::new("bridge").args([
+                "-n",
+                namespace.name(),
+                "link",
+                "show",
+                "dev",
+                device,
+            ]))?;
+            Ok(ports.contains("state forwarding").then_some(()))
+        },
+    )
+}
+
+/// Makes a device send frames as a wire would: no segmentation left to hardware that is not there, real checksums.
+/// Otherwise "frames" of up to 64 KiB are mirrored.
+fn wire_size_frames(namespace: &Namespace, device: &str) -> anyhow::Result<()> {
+    process::run(
+        Command::new("ip")
+            .args(["netns", "exec", namespace.name(), "ethtool", "-K", device])
+            .args(["tso", "off", "gso", "off", "gro", "off", "tx", "off"]),
+    )?;
+    // TCP builds large segments in spite of that since Linux 4.17, and tc sees them before they are cut.
+    namespace.ip(&format!("link set {device} gso_max_segs 1"))?;
+    Ok(())
+}
+
+/// A device name of at most 15 bytes (`IFNAMSIZ`): the end of an id, where ids of one kind differ.
+fn device_name(kind: char, id: &str) -> String {
+    let end: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
+    format!(
+        "{kind}{}",
+        end.get(end.len().saturating_sub(13)..).unwrap_or_default()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_name_fits_and_keeps_the_end_of_the_id() {
+        assert_eq!(device_name('p', "eni-0123456789abcdef0"), "p456789abcdef0");
+        assert_eq!(device_name('p', "client"), "pclient");
+        assert!(device_name('m', "tms-0123456789abcdef0").len() <= 15);
+    }
+}

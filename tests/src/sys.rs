@@ -1,0 +1,190 @@
+//! The few system calls that the standard library does not offer. The only module of this crate with `unsafe`.
+
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Moves the calling thread into a network namespace (setns(2)).
+///
+/// # Errors
+/// What the kernel says; `EPERM` without `CAP_SYS_ADMIN`.
+pub(crate) fn enter_network_namespace(ns: &File) -> io::Result<()> {
+    // SAFETY: setns takes a descriptor, which `ns` keeps open, and a constant; it touches no memory of ours.
+    check(unsafe { libc::setns(ns.as_raw_fd(), libc::CLONE_NEWNET) })?;
+    Ok(())
+}
+
+/// Sends `signal` to every process of the group `pgid`, which the caller has started.
+pub(crate) fn signal_group(pgid: u32, signal: i32) {
+    if let Ok(pgid) = i32::try_from(pgid)
+        && pgid > 1
+    {
+        // SAFETY: kill takes two integers. A group that is gone gives ESRCH, which is what was wanted.
+        unsafe { libc::kill(-pgid, signal) };
+    }
+}
+
+/// Sends `signal` to one process.
+pub(crate) fn signal_process(pid: u32, signal: i32) {
+    if let Ok(pid) = i32::try_from(pid)
+        && pid > 1
+    {
+        // SAFETY: as in `signal_group`.
+        unsafe { libc::kill(pid, signal) };
+    }
+}
+
+/// Whether the process runs as root.
+pub(crate) fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+fn check(answer: libc::c_int) -> io::Result<libc::c_int> {
+    if answer < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(answer)
+    }
+}
+
+/// `union bpf_attr` of `BPF_PROG_LOAD`, its first fields (linux/bpf.h). The kernel takes the rest as zero.
+#[repr(C)]
+#[derive(Default)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+}
+
+/// Loads an eBPF traffic classifier (`BPF_PROG_TYPE_SCHED_CLS`).
+///
+/// # Errors
+/// What the kernel says: `EINVAL` or `EACCES` where its verifier refuses the program.
+pub(crate) fn load_classifier(instructions: &[u64]) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+    let license = c"Apache-2.0";
+    let attr = ProgLoad {
+        prog_type: BPF_PROG_TYPE_SCHED_CLS,
+        insn_cnt: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        insns: instructions.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        ..ProgLoad::default()
+    };
+    // SAFETY: `attr` is a properly laid out prefix of bpf_attr and its size is passed; the pointers in it (program,
+    // license) live until the call returns, and the kernel copies what they point to.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const attr,
+            mem::size_of::<ProgLoad>(),
+        )
+    };
+    let fd = check(libc::c_int::try_from(answer).map_err(io::Error::other)?)?;
+    // SAFETY: the kernel has just given this descriptor to us and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attaches a classifier to the clsact egress hook of the device `ifindex` in the calling thread's network namespace,
+/// in direct-action mode (what `tc filter add dev D egress bpf direct-action` does; tc itself takes a program only
+/// from an ELF file or a bpffs pin).
+///
+/// # Errors
+/// What the kernel says, for instance `EINVAL` where the device has no clsact qdisc.
+pub(crate) fn attach_classifier_to_egress(ifindex: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    // Constants of linux/rtnetlink.h, linux/pkt_sched.h and linux/pkt_cls.h.
+    const RTM_NEWTFILTER: u16 = 44;
+    const CLSACT_EGRESS: u32 = 0xffff_fff3; // TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS)
+    const PRIORITY_1_ALL_PROTOCOLS: u32 = (1 << 16) | 0x0300; // prio << 16 | htons(ETH_P_ALL)
+    const TCA_KIND: u16 = 1;
+    const TCA_OPTIONS: u16 = 2;
+    const TCA_BPF_FD: u16 = 6;
+    const TCA_BPF_NAME: u16 = 7;
+    const TCA_BPF_FLAGS: u16 = 8;
+    const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
+    const REQUEST_CREATE_EXCL_ACK: u16 = 0x0001 | 0x0400 | 0x0200 | 0x0004;
+
+    let mut options = Vec::new();
+    attribute(&mut options, TCA_BPF_FD, &program.as_raw_fd().to_ne_bytes());
+    attribute(&mut options, TCA_BPF_NAME, b"packet_length\0");
+    attribute(
+        &mut options,
+        TCA_BPF_FLAGS,
+        &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes(),
+    );
+
+    let mut body = Vec::new();
+    body.extend_from_slice(&[0; 4]); // tcm_family and padding
+    body.extend_from_slice(&ifindex.to_ne_bytes());
+    body.extend_from_slice(&0_u32.to_ne_bytes()); // tcm_handle: the kernel chooses
+    body.extend_from_slice(&CLSACT_EGRESS.to_ne_bytes());
+    body.extend_from_slice(&PRIORITY_1_ALL_PROTOCOLS.to_ne_bytes());
+    attribute(&mut body, TCA_KIND, b"bpf\0");
+    attribute(&mut body, TCA_OPTIONS, &options);
+
+    let mut message = Vec::new();
+    let length = u32::try_from(16 + body.len()).map_err(io::Error::other)?;
+    message.extend_from_slice(&length.to_ne_bytes());
+    message.extend_from_slice(&RTM_NEWTFILTER.to_ne_bytes());
+    message.extend_from_slice(&REQUEST_CREATE_EXCL_ACK.to_ne_bytes());
+    message.extend_from_slice(&1_u32.to_ne_bytes()); // sequence number
+    message.extend_from_slice(&0_u32.to_ne_bytes()); // port: the kernel chooses
+    message.extend_from_slice(&body);
+    netlink_request(&message)
+}
+
+/// Appends one netlink attribute: length, type, value, padding to 4 bytes (RFC 3549 §2.2 and linux/netlink.h).
+fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    out.extend_from_slice(&length.to_ne_bytes());
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(value);
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+fn netlink_request(message: &[u8]) -> io::Result<()> {
+    const NLMSG_ERROR: u16 = 2;
+    // SAFETY: socket takes constants.
+    let fd = check(unsafe {
+        libc::socket(
+            libc::AF_NETLINK,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+            libc::NETLINK_ROUTE,
+        )
+    })?;
+    // SAFETY: the descriptor is fresh and ours alone.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: pointer and length describe `message`, which outlives the call.
+    let sent = unsafe { libc::send(fd, message.as_ptr().cast(), message.len(), 0) };
+    if usize::try_from(sent).ok() != Some(message.len()) {
+        return Err(io::Error::last_os_error());
+    }
+    let mut answer = [0_u8; 4096];
+    // SAFETY: pointer and length describe `answer`, which outlives the call.
+    let got = unsafe { libc::recv(fd, answer.as_mut_ptr().cast(), answer.len(), 0) };
+    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    // nlmsghdr is 16 bytes with the type at 4; nlmsgerr begins with the error as a negative errno, 0 for success.
+    match (answer.get(4..6), answer.get(16..20)) {
+        (Some(&[a, b]), Some(&[c, d, e, f]))
+            if got >= 20 && u16::from_ne_bytes([a, b]) == NLMSG_ERROR =>
+        {
+            match i32::from_ne_bytes([c, d, e, f]) {
+                0 => Ok(()),
+                errno => Err(io::Error::from_raw_os_error(-errno)),
+            }
+        }
+        _ => Err(io::Error::other(
+            "netlink gave an answer that is no acknowledgement",
+        )),
+    }
+}
