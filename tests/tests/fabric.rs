@@ -1,5 +1,6 @@
 //! The kernel mirrors exactly what the sessions say.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 use std::collections::BTreeMap;
 use std::io;
 use std::net::UdpSocket;

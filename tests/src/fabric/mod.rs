@@ -61,7 +61,7 @@ impl Fabric {
         for session in wanted.values() {
             match self.live.get_mut(&session.id) {
                 Some(live) if same_tunnel(&live.session, session) => {
-                    live.session = (*session).clone()
+                    live.session = (*session).clone();
                 }
                 _ => {
                     let Some(port) = ports.get(&session.eni) else {
