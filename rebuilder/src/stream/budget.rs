@@ -1,0 +1,117 @@
+//! Who holds how many bytes. Every byte that waits in a stream is charged here, with its bookkeeping.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+/// Who is charged: the sender's IPv4 address or the /64 of its IPv6 address, because one host commands a whole /64.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Source {
+    V4(u32),
+    V6(u64),
+}
+
+impl Source {
+    pub(super) fn of(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(ip) => Self::V4(ip.to_bits()),
+            IpAddr::V6(ip) => {
+                // The upper 64 of 128 bits always fit.
+                #[allow(clippy::cast_possible_truncation)]
+                Self::V6((ip.to_bits() >> 64) as u64)
+            }
+        }
+    }
+}
+
+/// Held bytes, in all and per source. A source that holds nothing has no entry, so the table is no larger than
+/// what is held.
+#[derive(Debug)]
+pub(super) struct Budget {
+    total: usize,
+    cap: usize,
+    /// std's `RandomState` is keyed per process: senders cannot choose colliding addresses.
+    sources: HashMap<Source, usize>,
+}
+
+impl Budget {
+    pub(super) fn new(cap: usize) -> Self {
+        Self {
+            total: 0,
+            cap,
+            sources: HashMap::new(),
+        }
+    }
+
+    pub(super) fn total(&self) -> usize {
+        self.total
+    }
+
+    /// What `source` holds went from `before` to `after` bytes in one of its directions.
+    pub(super) fn change(&mut self, source: Source, before: usize, after: usize) {
+        if before == after {
+            return;
+        }
+        self.total = self.total.saturating_sub(before).saturating_add(after);
+        let held = self.sources.entry(source).or_insert(0);
+        *held = held.saturating_sub(before).saturating_add(after);
+        if *held == 0 {
+            self.sources.remove(&source);
+        }
+    }
+
+    /// Whether `source` may not hold `more` bytes: the table is full, or it is more than half full and the source
+    /// would have more than a quarter of it.
+    pub(super) fn exceeded(&self, source: Source, more: usize) -> bool {
+        let total = self.total.saturating_add(more);
+        if total > self.cap {
+            return true;
+        }
+        let held = self.sources.get(&source).copied().unwrap_or(0);
+        total > self.cap / 2 && held.saturating_add(more) > self.cap / 4
+    }
+
+    /// Whether the sums agree; `held` is the sum over all streams.
+    #[cfg(test)]
+    pub(super) fn check(&self, held: usize) {
+        assert_eq!(self.total, held, "charged and held bytes differ");
+        assert_eq!(self.sources.values().sum::<usize>(), held);
+        assert!(self.sources.values().all(|held| *held > 0));
+        assert!(
+            self.total <= self.cap,
+            "{} bytes held over the cap of {}",
+            self.total,
+            self.cap
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_v6_subnet_is_one_source() {
+        let of = |s: &str| Source::of(s.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
+    }
+
+    #[test]
+    fn a_source_is_held_to_a_quarter_only_above_half_of_the_total() {
+        let mut budget = Budget::new(1000);
+        let (a, b) = (Source::V4(1), Source::V4(2));
+        budget.change(a, 0, 400);
+        assert!(
+            !budget.exceeded(a, 100),
+            "a quarter does not bind below half"
+        );
+        assert!(budget.exceeded(a, 101));
+        budget.change(b, 0, 150);
+        assert!(!budget.exceeded(b, 100));
+        assert!(budget.exceeded(b, 101));
+        budget.change(a, 400, 0);
+        assert_eq!(budget.total(), 150);
+        budget.check(150);
+    }
+}

@@ -1,0 +1,662 @@
+//! One direction of one connection: a sequence space, what of it was delivered, and what waits.
+
+use std::time::Duration;
+
+use crate::decode::Seq;
+use crate::telemetry::PacketOutcome;
+use crate::time::Timestamp;
+
+use super::budget::{Budget, Source};
+use super::held::{Held, PIECE_OVERHEAD, What};
+use super::offset::{StreamOffset, advance, distance, len64};
+use super::table::Stats;
+use super::{Chunk, DirectionId, End, Endpoints, Interest, Sink, StreamOptions};
+
+/// How far ahead a segment may lie in a direction whose bytes nobody wants: the largest window that TCP can scale to
+/// (RFC 7323 §2.3). Nothing is held there, so nothing speaks for less.
+const OPAQUE_WINDOW: u32 = 1 << 30;
+
+/// What the direction needs of the table around it.
+pub(super) struct Env<'a> {
+    /// Flow time.
+    pub(super) now: Timestamp,
+    pub(super) opts: &'a StreamOptions,
+    pub(super) budget: &'a mut Budget,
+    pub(super) stats: &'a mut Stats,
+}
+
+/// The part of a segment that takes sequence space, SYN aside.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part<'a> {
+    /// Of the first payload byte.
+    pub(super) seq: Seq,
+    pub(super) payload: &'a [u8],
+    pub(super) cut: u32,
+    pub(super) fin: bool,
+    pub(super) ts: Timestamp,
+}
+
+impl Part<'_> {
+    /// Bytes of the stream that the segment had on the wire.
+    pub(super) fn len(&self) -> u64 {
+        len64(self.payload.len()) + u64::from(self.cut)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    /// The SYN was not seen, nothing was delivered yet: earlier bytes may come until the wait since then is over.
+    Waiting(Timestamp),
+    /// The stream begins there.
+    At(StreamOffset),
+}
+
+/// The missing bytes between the next expected one and the first held one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Hole {
+    end: StreamOffset,
+    /// Since when the other side is known to have received all of it.
+    acked: Option<Timestamp>,
+}
+
+/// Invariants (see `check`): nothing held lies before `next`; after every call no held piece lies at `next` unless the
+/// start is still open; `charged` is what the budget has for it.
+pub(super) struct Direction {
+    pub(super) id: DirectionId,
+    ends: Endpoints,
+    source: Source,
+    /// `None` when the direction was joined midway and its SYN did not come late either.
+    isn: Option<Seq>,
+    /// The sequence number of offset zero.
+    anchor: Seq,
+    start: Start,
+    /// The next byte to deliver; while the start is open, the first byte that was seen.
+    next: StreamOffset,
+    /// The end of the farthest byte known to exist.
+    high: StreamOffset,
+    held: Held,
+    charged: usize,
+    hole: Option<Hole>,
+    /// The farthest acknowledgement of the other side, and when it came.
+    acked: Option<(StreamOffset, Timestamp)>,
+    /// Bytes in this range were shed or refused at a cap: a hole in it is not waited for.
+    shed: Option<(StreamOffset, StreamOffset)>,
+    /// Where the FIN stands, and since when it is known.
+    fin: Option<(StreamOffset, Timestamp)>,
+    reset: Option<Timestamp>,
+    opaque: Option<PacketOutcome>,
+    /// Flow time of the last segment that took sequence space here.
+    pub(super) last: Timestamp,
+}
+
+impl Direction {
+    /// A direction whose SYN was seen.
+    pub(super) fn from_syn(
+        id: DirectionId,
+        ends: Endpoints,
+        isn: Seq,
+        env: &mut Env<'_>,
+        sink: &mut impl Sink,
+    ) -> Self {
+        let anchor = advance(isn, 1);
+        let mut this = Self::new(id, ends, Some(isn), anchor, StreamOffset::ZERO, env);
+        this.open(StreamOffset::ZERO, false, env, sink);
+        this
+    }
+
+    /// A direction joined midway, of which `first` is the first sequence number seen.
+    pub(super) fn midstream(
+        id: DirectionId,
+        ends: Endpoints,
+        first: Seq,
+        env: &mut Env<'_>,
+    ) -> Self {
+        Self::new(id, ends, None, first, StreamOffset::MIDWAY, env)
+    }
+
+    fn new(
+        id: DirectionId,
+        ends: Endpoints,
+        isn: Option<Seq>,
+        anchor: Seq,
+        next: StreamOffset,
+        env: &mut Env<'_>,
+    ) -> Self {
+        env.stats.directions += 1;
+        Self {
+            id,
+            ends,
+            source: Source::of(ends.src.ip()),
+            isn,
+            anchor,
+            start: Start::Waiting(env.now),
+            next,
+            high: next,
+            held: Held::default(),
+            charged: 0,
+            hole: None,
+            acked: None,
+            shed: None,
+            fin: None,
+            reset: None,
+            opaque: None,
+            last: env.now,
+        }
+    }
+
+    fn open(&mut self, at: StreamOffset, midstream: bool, env: &mut Env<'_>, sink: &mut impl Sink) {
+        self.start = Start::At(at);
+        self.next = at;
+        env.stats.midstream += u64::from(midstream);
+        self.emit(Chunk::Open { midstream }, sink);
+    }
+
+    /// The lowest sequence number is the start after all.
+    fn open_midstream(&mut self, env: &mut Env<'_>, sink: &mut impl Sink) {
+        let at = self.held.first().map_or(self.next, |(at, _)| at);
+        self.open(at, true, env, sink);
+        self.drain(env, sink);
+    }
+
+    fn is_waiting(&self) -> bool {
+        matches!(self.start, Start::Waiting(_))
+    }
+
+    /// A FIN or RST was seen and nothing since has contradicted it.
+    pub(super) fn is_ended(&self) -> bool {
+        self.fin.is_some() || self.reset.is_some()
+    }
+
+    /// Bytes of memory held, bookkeeping included.
+    #[cfg(test)]
+    pub(super) fn cost(&self) -> usize {
+        self.held.cost()
+    }
+
+    /// Where `seq` lies on the scale of [`StreamOffset`]; negative when before offset zero.
+    fn place(&self, seq: Seq) -> i64 {
+        let next = i64::try_from(self.next.0).unwrap_or(i64::MAX);
+        next.saturating_add(distance(advance(self.anchor, self.next.0), seq))
+    }
+
+    /// How far from the next expected byte a segment lies: zero when it is the next one, `None` when it is not of this
+    /// direction's window.
+    pub(super) fn reach(&self, seq: Seq, len: u64, window: u32) -> Option<u64> {
+        let ahead = distance(advance(self.anchor, self.next.0), seq);
+        let limit = if self.opaque.is_some() {
+            OPAQUE_WINDOW
+        } else {
+            window
+        };
+        let end = ahead.saturating_add_unsigned(len);
+        (ahead <= i64::from(limit) && end >= -i64::from(window)).then_some(ahead.unsigned_abs())
+    }
+
+    fn emit(&mut self, chunk: Chunk<'_>, sink: &mut impl Sink) {
+        if self.opaque.is_some() {
+            return;
+        }
+        if let Interest::Opaque(outcome) = sink.chunk(self.id, &self.ends, chunk) {
+            self.opaque = Some(outcome);
+        }
+    }
+
+    /// Takes a segment that lies in this direction's window.
+    pub(super) fn take(
+        &mut self,
+        part: &Part<'_>,
+        env: &mut Env<'_>,
+        sink: &mut impl Sink,
+    ) -> PacketOutcome {
+        self.last = env.now;
+        let outcome = self.place_payload(part, env, sink);
+        let end = self.place(part.seq).saturating_add_unsigned(part.len());
+        if part.fin
+            && let Ok(at) = u64::try_from(end)
+        {
+            self.note_fin(StreamOffset(at), env);
+        }
+        self.refresh_hole();
+        if part.payload.is_empty() {
+            return PacketOutcome::Control;
+        }
+        self.opaque.unwrap_or(outcome)
+    }
+
+    fn place_payload(
+        &mut self,
+        part: &Part<'_>,
+        env: &mut Env<'_>,
+        sink: &mut impl Sink,
+    ) -> PacketOutcome {
+        let cut = u64::from(part.cut.min(env.opts.window));
+        let at = self.place(part.seq);
+        let captured_end = at.saturating_add_unsigned(len64(part.payload.len()));
+        let floor = if self.is_waiting() {
+            StreamOffset::ZERO
+        } else {
+            self.next
+        };
+        // What lies before the floor was delivered, given up, or never belonged to this direction.
+        let clamp = |place: i64| StreamOffset(u64::try_from(place).unwrap_or(0)).max(floor);
+        let (from, to, cut_to) = (
+            clamp(at),
+            clamp(captured_end),
+            clamp(captured_end.saturating_add_unsigned(cut)),
+        );
+
+        if cut_to > self.high {
+            self.high = cut_to;
+            // The sender went on: the RST before was not its own, or did not take.
+            self.reset = None;
+            if self.fin.is_some_and(|(fin, _)| fin < cut_to) {
+                self.fin = None;
+            }
+        }
+        if self.opaque.is_some() {
+            self.next = self.next.max(cut_to);
+            return PacketOutcome::Stream;
+        }
+        if from >= cut_to {
+            return self.outcome_behind(at, captured_end);
+        }
+
+        let fresh = from.0 == u64::try_from(at).unwrap_or(u64::MAX);
+        let skip = part
+            .payload
+            .len()
+            .saturating_sub(super::offset::index(to.since(from)));
+        let bytes = part.payload.get(skip..).unwrap_or_default();
+        let before = self.held.cost();
+        self.skip_shed(from, env, sink);
+
+        let mut outcome = PacketOutcome::Duplicate;
+        if bytes.is_empty() {
+            // All of the captured payload is known; only the cut behind it may tell something new.
+        } else if !self.is_waiting() && from == self.next && self.held.is_empty() {
+            self.deliver(bytes, part.ts, fresh, false, env, sink);
+            outcome = PacketOutcome::Stream;
+        } else if self.has_no_room(from, bytes.len(), env) {
+            self.note_shed(from, to);
+            env.stats.shed_bytes += len64(bytes.len());
+            return PacketOutcome::OverCap;
+        } else {
+            let done = self
+                .held
+                .insert(from, bytes, part.ts, env.now, fresh, env.opts.overlap);
+            env.stats.conflicting_bytes += done.conflicting;
+            if done.stored > 0 {
+                outcome = PacketOutcome::Stream;
+            }
+        }
+        if cut > 0 && self.opaque.is_none() {
+            let cut_from = to.max(self.next);
+            self.held
+                .insert_cut(cut_from, cut_to.since(cut_from), env.now);
+        }
+        if !self.is_waiting() {
+            self.drain(env, sink);
+        }
+        if let Some(shed_from) = self.enforce_caps(before, env, sink)
+            && shed_from <= from
+            && from >= self.next
+            && outcome == PacketOutcome::Stream
+        {
+            outcome = PacketOutcome::OverCap;
+        }
+        outcome
+    }
+
+    /// The outcome of a payload of which nothing is new: `at..end`.
+    fn outcome_behind(&self, at: i64, end: i64) -> PacketOutcome {
+        let start = match self.start {
+            Start::At(start) => i64::try_from(start.0).unwrap_or(i64::MAX),
+            Start::Waiting(_) => 0,
+        };
+        // A keep-alive probe may carry one byte, just before the first (RFC 9293 §3.8.4).
+        let probe = end == start && end - at == 1;
+        if end > start || probe {
+            PacketOutcome::Duplicate
+        } else {
+            PacketOutcome::OutOfWindow
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        bytes: &[u8],
+        ts: Timestamp,
+        segment_start: bool,
+        conflict: bool,
+        env: &mut Env<'_>,
+        sink: &mut impl Sink,
+    ) {
+        let len = len64(bytes.len());
+        self.next = self.next + len;
+        if self.opaque.is_none() {
+            env.stats.delivered_bytes += len;
+        }
+        let chunk = Chunk::Data {
+            bytes,
+            ts,
+            segment_start,
+            conflict,
+        };
+        self.emit(chunk, sink);
+    }
+
+    /// The bytes before `to` will never come.
+    fn give_up_until(&mut self, to: StreamOffset, env: &mut Env<'_>, sink: &mut impl Sink) {
+        let len = to.since(self.next);
+        if len == 0 {
+            return;
+        }
+        self.next = to;
+        if self.opaque.is_none() {
+            env.stats.gap_bytes += len;
+        }
+        self.emit(Chunk::Gap { len }, sink);
+    }
+
+    /// Gives up a hole before `to` of which it is known that its bytes were shed.
+    fn skip_shed(&mut self, to: StreamOffset, env: &mut Env<'_>, sink: &mut impl Sink) {
+        let Some((from, end)) = self.shed else { return };
+        if self.is_waiting() {
+            return;
+        }
+        if from <= self.next && self.next < end && to > self.next {
+            self.give_up_until(to.min(end), env, sink);
+        }
+        if self.next >= end {
+            self.shed = None;
+        }
+    }
+
+    /// Delivers all that follows on what was delivered.
+    fn drain(&mut self, env: &mut Env<'_>, sink: &mut impl Sink) {
+        loop {
+            if self.opaque.is_some() {
+                self.held.clear();
+                self.shed = None;
+                self.next = self.next.max(self.high);
+                break;
+            }
+            let Some((at, _)) = self.held.first() else {
+                break;
+            };
+            if at > self.next {
+                let before = self.next;
+                self.skip_shed(at, env, sink);
+                if self.next == before {
+                    break;
+                }
+                continue;
+            }
+            match self.held.pop_first().map(|(_, piece)| piece.what) {
+                Some(What::Bytes(b)) => {
+                    self.deliver(&b.data, b.ts, b.segment_start, b.conflict, env, sink);
+                }
+                Some(What::Cut(len)) => self.give_up_until(self.next + len, env, sink),
+                None => break,
+            }
+        }
+        self.settle(env);
+    }
+
+    /// Tells the budget what is held now.
+    fn settle(&mut self, env: &mut Env<'_>) {
+        let cost = self.held.cost();
+        env.budget.change(self.source, self.charged, cost);
+        self.charged = cost;
+    }
+
+    /// Whether a segment at `from` is the farthest ahead and exceeds a cap: then it is refused without a copy.
+    fn has_no_room(&self, from: StreamOffset, len: usize, env: &Env<'_>) -> bool {
+        let cost = len.saturating_add(PIECE_OVERHEAD);
+        !self.is_waiting()
+            && from > self.next
+            && self.held.end().is_none_or(|end| from >= end)
+            && (self.held.cost().saturating_add(cost) > env.opts.flow_cap
+                || env.budget.exceeded(self.source, cost))
+    }
+
+    /// Sheds the farthest ahead until the caps hold again, or until no more is held than `before`. Gives the lowest
+    /// offset that was shed.
+    fn enforce_caps(
+        &mut self,
+        before: usize,
+        env: &mut Env<'_>,
+        sink: &mut impl Sink,
+    ) -> Option<StreamOffset> {
+        self.settle(env);
+        if !self.over_cap(before, env) {
+            return None;
+        }
+        if self.is_waiting() {
+            // Better an early start than lost bytes.
+            self.open_midstream(env, sink);
+        }
+        let mut lowest = None;
+        while self.over_cap(before, env) {
+            let Some((at, piece)) = self.held.pop_last() else {
+                break;
+            };
+            let len = match piece.what {
+                What::Bytes(bytes) => {
+                    let len = len64(bytes.data.len());
+                    env.stats.shed_bytes += len;
+                    len
+                }
+                What::Cut(len) => len,
+            };
+            self.note_shed(at, at + len);
+            lowest = Some(at);
+            self.settle(env);
+        }
+        lowest
+    }
+
+    fn over_cap(&self, before: usize, env: &Env<'_>) -> bool {
+        let cost = self.held.cost();
+        cost > before && (cost > env.opts.flow_cap || env.budget.exceeded(self.source, 0))
+    }
+
+    fn note_shed(&mut self, from: StreamOffset, to: StreamOffset) {
+        let (a, b) = self.shed.unwrap_or((from, to));
+        self.shed = Some((a.min(from), b.max(to)));
+    }
+
+    /// Takes a FIN that stands at `at`. One before bytes that were seen is not the sender's.
+    pub(super) fn note_fin(&mut self, at: StreamOffset, env: &Env<'_>) {
+        let known = self.fin.is_some_and(|(fin, _)| fin >= at);
+        if at >= self.high && !known && at.since(self.next) <= u64::from(env.opts.window) {
+            self.fin = Some((at, env.now));
+        }
+    }
+
+    /// A FIN without payload.
+    pub(super) fn note_bare_fin(&mut self, seq: Seq, env: &Env<'_>) {
+        if let Ok(at) = u64::try_from(self.place(seq)) {
+            self.last = env.now;
+            self.note_fin(StreamOffset(at), env);
+        }
+    }
+
+    /// Takes the sequence number of the sender's RST, or what the other side's RST acknowledges. It counts only
+    /// where a receiver would take it: at the end of what was sent (RFC 5961 §3.2).
+    pub(super) fn note_reset(&mut self, seq: Seq, now: Timestamp) -> bool {
+        let Ok(at) = u64::try_from(self.place(seq)) else {
+            return false;
+        };
+        let at = StreamOffset(at);
+        let behind_fin = self.fin.is_some_and(|(fin, _)| fin + 1 == at);
+        let counts = at == self.high || at == self.next || behind_fin;
+        if counts {
+            self.reset.get_or_insert(now);
+        }
+        counts
+    }
+
+    /// The other direction of the connection was reset, so this one is.
+    pub(super) fn end_by_peer(&mut self, now: Timestamp) {
+        self.reset.get_or_insert(now);
+    }
+
+    /// Takes an acknowledgement of the other side.
+    pub(super) fn note_ack(&mut self, ack: Seq, env: &Env<'_>) {
+        // In order and with nothing to wait for, acknowledgements tell nothing that will be asked.
+        if self.opaque.is_some() || self.reach(ack, 0, env.opts.window).is_none() {
+            return;
+        }
+        let Ok(at) = u64::try_from(self.place(ack)) else {
+            return;
+        };
+        let at = StreamOffset(at);
+        if self.acked.is_none_or(|(acked, _)| acked < at) {
+            self.acked = Some((at, env.now));
+            self.refresh_hole();
+        }
+    }
+
+    /// Takes a SYN. `true` when it is this direction's own.
+    pub(super) fn note_syn(&mut self, isn: Seq, env: &mut Env<'_>, sink: &mut impl Sink) -> bool {
+        if let Some(own) = self.isn {
+            return own == isn;
+        }
+        let Ok(at) = u64::try_from(self.place(advance(isn, 1))) else {
+            return false;
+        };
+        let at = StreamOffset(at);
+        let lowest = match self.start {
+            Start::At(start) => start,
+            Start::Waiting(_) => self.held.first().map_or(self.next, |(at, _)| at),
+        };
+        if at > lowest || lowest.since(at) > u64::from(env.opts.window) {
+            return false;
+        }
+        self.isn = Some(isn);
+        if self.is_waiting() {
+            self.open(at, false, env, sink);
+            self.drain(env, sink);
+            self.refresh_hole();
+        }
+        true
+    }
+
+    /// Notes whether there is a hole, and whether the other side has all of it.
+    fn refresh_hole(&mut self) {
+        let end = match self.held.first() {
+            Some((end, _)) if !self.is_waiting() => end,
+            _ => {
+                self.hole = None;
+                return;
+            }
+        };
+        let mut hole = self
+            .hole
+            .filter(|hole| hole.end == end)
+            .unwrap_or(Hole { end, acked: None });
+        if hole.acked.is_none() {
+            hole.acked = self
+                .acked
+                .filter(|(acked, _)| *acked >= end)
+                .map(|(_, at)| at);
+        }
+        self.hole = Some(hole);
+    }
+
+    /// When the hole becomes a gap.
+    fn hole_due(&self, opts: &StreamOptions) -> Option<Timestamp> {
+        let hole = self.hole?;
+        // A byte that is exactly as late as the setting allows still fills its hole.
+        let by_age = self.held.first()?.1 + opts.gap_after + Duration::from_nanos(1);
+        let by_ack = hole.acked.map(|at| at + opts.acked_gap_after);
+        Some(by_ack.map_or(by_age, |by_ack| by_ack.min(by_age)))
+    }
+
+    fn end_due(&self, opts: &StreamOptions) -> Option<Timestamp> {
+        let since = self
+            .fin
+            .map(|(_, at)| at)
+            .into_iter()
+            .chain(self.reset)
+            .min()?;
+        Some(since + opts.linger.max(opts.gap_after))
+    }
+
+    /// When time alone changes something here; `None` when it does not.
+    pub(super) fn due(&self, opts: &StreamOptions) -> Option<Timestamp> {
+        let start = match self.start {
+            Start::Waiting(since) => Some(since + opts.midstream_wait),
+            Start::At(_) => None,
+        };
+        [start, self.hole_due(opts), self.end_due(opts)]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Lets time pass. `true` when the direction has ended and is to be closed.
+    pub(super) fn tick(&mut self, env: &mut Env<'_>, sink: &mut impl Sink) -> bool {
+        if let Start::Waiting(since) = self.start
+            && since + env.opts.midstream_wait <= env.now
+        {
+            self.open_midstream(env, sink);
+            self.refresh_hole();
+        }
+        while self.hole_due(env.opts).is_some_and(|due| due <= env.now) {
+            let Some((at, _)) = self.held.first() else {
+                break;
+            };
+            self.give_up_until(at, env, sink);
+            self.drain(env, sink);
+            self.refresh_hole();
+        }
+        self.end_due(env.opts).is_some_and(|due| due <= env.now)
+    }
+
+    /// Delivers what is held, tells every hole as a gap, and closes. `end` is the reason unless the direction has
+    /// one of its own.
+    pub(super) fn close(mut self, end: End, env: &mut Env<'_>, sink: &mut impl Sink) {
+        if self.is_waiting() {
+            self.open_midstream(env, sink);
+        }
+        while let Some((at, _)) = self.held.first() {
+            self.give_up_until(at, env, sink);
+            self.drain(env, sink);
+        }
+        let known_end = self.fin.map_or(self.high, |(fin, _)| fin.max(self.high));
+        self.give_up_until(known_end, env, sink);
+        let end = match (self.fin, self.reset) {
+            (Some(_), _) => End::Fin,
+            (None, Some(_)) => End::Reset,
+            (None, None) => end,
+        };
+        sink.chunk(self.id, &self.ends, Chunk::Closed(end));
+    }
+
+    /// Panics where an invariant does not hold.
+    #[cfg(test)]
+    pub(super) fn check(&self, opts: &StreamOptions) {
+        self.held.check();
+        assert_eq!(
+            self.charged,
+            self.held.cost(),
+            "the budget knows another figure"
+        );
+        assert!(self.held.cost() <= opts.flow_cap, "over the flow's cap");
+        assert!(self.high >= self.held.end().unwrap_or(self.high));
+        if let Some((first, _)) = self.held.first() {
+            assert!(self.opaque.is_none(), "an opaque direction holds bytes");
+            if !self.is_waiting() {
+                assert!(first > self.next, "bytes wait that could be delivered");
+                assert_eq!(self.hole.map(|hole| hole.end), Some(first));
+            }
+        } else {
+            assert!(self.hole.is_none());
+        }
+        if !self.is_waiting() {
+            assert!(self.next <= self.high);
+        }
+    }
+}

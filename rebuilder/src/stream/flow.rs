@@ -1,0 +1,242 @@
+//! A connection: its key, and the generations of its two directions.
+
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, SocketAddr};
+
+use crate::decode::{Segment, Seq, Vni};
+use crate::time::Timestamp;
+
+use super::direction::Direction;
+use super::{FlowScope, StreamOptions};
+
+/// Generations of one direction that may live beside each other.
+pub(super) const MAX_GENERATIONS: usize = 4;
+/// A segment outside all windows opens a new generation when so many before it, one behind the other, were outside
+/// too: then the stream went on while a long stretch of it was not captured.
+const STRAYS: u32 = 2;
+/// How far apart two strays may lie and still be one behind the other.
+const STRAY_STEP: i64 = 1 << 16;
+
+/// Which of a flow's two directions: from the lower or from the higher endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Low,
+    High,
+}
+
+/// Both endpoints in order, and the VNI when it counts; packed so that hashing is five words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FlowKey([u64; 5]);
+
+impl Hash for FlowKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        for word in self.0 {
+            state.write_u64(word);
+        }
+    }
+}
+
+impl FlowKey {
+    /// The key of a segment's flow, and the side that sent it.
+    pub(super) fn of(scope: FlowScope, seg: &Segment<'_>) -> (Self, Side) {
+        let vni = match scope {
+            FlowScope::Global => None,
+            FlowScope::Vni => seg.vni,
+        };
+        if endpoint(seg.src) <= endpoint(seg.dst) {
+            (Self::pack(vni, seg.src, seg.dst), Side::Low)
+        } else {
+            (Self::pack(vni, seg.dst, seg.src), Side::High)
+        }
+    }
+
+    fn pack(vni: Option<Vni>, low: SocketAddr, high: SocketAddr) -> Self {
+        let [a, b] = halves(low.ip());
+        let [c, d] = halves(high.ip());
+        // Bits 63 and 62 tell IPv6 endpoints from mapped IPv4 ones, bits 56 and below hold the VNI plus one.
+        let families = u64::from(low.is_ipv6()) << 31 | u64::from(high.is_ipv6()) << 30;
+        let vni = vni.map_or(0, |vni| u64::from(vni.0 & 0x00ff_ffff) + 1);
+        let ports = u64::from(low.port()) << 16 | u64::from(high.port());
+        Self([a, b, c, d, (families | vni) << 32 | ports])
+    }
+}
+
+/// An order of endpoints; any would do.
+fn endpoint(addr: SocketAddr) -> (IpAddr, u16) {
+    (addr.ip(), addr.port())
+}
+
+fn halves(ip: IpAddr) -> [u64; 2] {
+    match ip {
+        IpAddr::V4(ip) => [0, u64::from(ip.to_bits())],
+        IpAddr::V6(ip) => {
+            let bits = ip.to_bits();
+            // Two halves of 64 bits each.
+            #[allow(clippy::cast_possible_truncation)]
+            [(bits >> 64) as u64, bits as u64]
+        }
+    }
+}
+
+/// Where a segment belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The generation of this index.
+    In(usize),
+    /// A generation that has ended, unless a remembered SYN explains the segment.
+    Ended(usize),
+    /// No generation; all that are there have ended.
+    Free,
+    /// No generation, and there are live ones.
+    Stray,
+}
+
+/// One direction's generations: as a rule one.
+#[derive(Default)]
+pub(super) struct Half {
+    pub(super) generations: Vec<Direction>,
+    /// Where the last stray ended, and how many came in a row.
+    stray: Option<(Seq, u32)>,
+}
+
+impl Half {
+    /// Where a segment of `len` bytes at `seq` belongs: first the generation of which it is the very next byte, then
+    /// the nearest live one, then (unless a candidate's SYN says otherwise) the nearest that has ended.
+    pub(super) fn place(&self, seq: Seq, len: u64, opts: &StreamOptions) -> Place {
+        let mut live: Option<(u64, usize)> = None;
+        let mut ended: Option<(u64, usize)> = None;
+        let mut any_live = false;
+        for (index, generation) in self.generations.iter().enumerate() {
+            any_live |= !generation.is_ended();
+            let Some(reach) = generation.reach(seq, len, opts.window) else {
+                continue;
+            };
+            if reach == 0 {
+                return Place::In(index);
+            }
+            let best = if generation.is_ended() {
+                &mut ended
+            } else {
+                &mut live
+            };
+            if best.is_none_or(|(least, _)| reach < least) {
+                *best = Some((reach, index));
+            }
+        }
+        match (live, ended) {
+            (Some((_, index)), _) => Place::In(index),
+            (None, Some((_, index))) => Place::Ended(index),
+            (None, None) if any_live => Place::Stray,
+            (None, None) => Place::Free,
+        }
+    }
+
+    /// Notes a segment outside all windows. `true` when enough came in a row to believe that the stream went on there.
+    pub(super) fn note_stray(&mut self, seq: Seq, end: Seq) -> bool {
+        let count = match self.stray {
+            Some((last, count))
+                if (0..=STRAY_STEP).contains(&super::offset::distance(last, seq)) =>
+            {
+                count + 1
+            }
+            _ => 1,
+        };
+        if count > STRAYS {
+            self.stray = None;
+            return true;
+        }
+        self.stray = Some((end, count));
+        false
+    }
+
+    /// The generation that must go before another may open: the one silent longest, if it has ended or been silent
+    /// longer than any hole is waited for. `Err` when none may go.
+    pub(super) fn make_room(
+        &self,
+        now: Timestamp,
+        opts: &StreamOptions,
+    ) -> Result<Option<usize>, ()> {
+        if self.generations.len() < MAX_GENERATIONS {
+            return Ok(None);
+        }
+        self.generations
+            .iter()
+            .enumerate()
+            .filter(|(_, g)| g.is_ended() || now.since(g.last) > opts.gap_after.max(opts.linger))
+            .min_by_key(|(_, g)| g.last)
+            .map(|(index, _)| Some(index))
+            .ok_or(())
+    }
+
+    /// When time alone changes something here. A generation beside a newer one ends by idle time of its own.
+    pub(super) fn due(&self, opts: &StreamOptions) -> Option<Timestamp> {
+        let newest = self.generations.iter().map(|g| g.last).max();
+        self.generations
+            .iter()
+            .flat_map(|g| {
+                let idle = (Some(g.last) < newest).then(|| g.last + opts.idle);
+                [g.due(opts), idle]
+            })
+            .flatten()
+            .min()
+    }
+}
+
+/// A connection in the table.
+pub(super) struct Flow {
+    pub(super) key: FlowKey,
+    low: Half,
+    high: Half,
+    /// Flow time of the last packet of either direction.
+    pub(super) last: Timestamp,
+    /// When the table will look at it again.
+    pub(super) armed: Option<Timestamp>,
+    /// Neighbours in the order of `last`.
+    pub(super) older: Option<u32>,
+    pub(super) newer: Option<u32>,
+}
+
+impl Flow {
+    pub(super) fn new(key: FlowKey, now: Timestamp) -> Self {
+        Self {
+            key,
+            low: Half::default(),
+            high: Half::default(),
+            last: now,
+            armed: None,
+            older: None,
+            newer: None,
+        }
+    }
+
+    pub(super) fn half(&mut self, side: Side) -> &mut Half {
+        match side {
+            Side::Low => &mut self.low,
+            Side::High => &mut self.high,
+        }
+    }
+
+    pub(super) fn other(&mut self, side: Side) -> &mut Half {
+        match side {
+            Side::Low => &mut self.high,
+            Side::High => &mut self.low,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn halves(&self) -> [&Half; 2] {
+        [&self.low, &self.high]
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.low.generations.is_empty() && self.high.generations.is_empty()
+    }
+
+    pub(super) fn due(&self, opts: &StreamOptions) -> Option<Timestamp> {
+        self.low
+            .due(opts)
+            .into_iter()
+            .chain(self.high.due(opts))
+            .min()
+    }
+}

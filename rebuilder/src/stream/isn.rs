@@ -1,0 +1,173 @@
+//! Initial sequence numbers of connections that have not sent a byte yet.
+//!
+//! A SYN alone allocates no flow (DESIGN §2 rule 9): a flood of them costs this cache, whose size is fixed, and nothing
+//! else. What a flood pushes out is not lost either: its connection is then joined midway, 50 ms later.
+
+use std::time::Duration;
+
+use crate::decode::Seq;
+use crate::time::Timestamp;
+
+use super::offset::distance;
+
+/// Slots that one direction may fall into. Few, so that a look-up is one or two cache lines.
+const WAYS: usize = 4;
+/// Of these, so many hold SYNs of one direction at most: the SYN of a connection and a candidate beside it.
+const PER_DIRECTION: usize = 2;
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    /// Keyed hash of the direction. 64 bits of a hash that an attacker cannot compute name it well enough.
+    tag: u64,
+    isn: Seq,
+    seen: Timestamp,
+}
+
+/// A set-associative table of fixed size, 24 bytes an entry.
+#[derive(Debug)]
+pub(super) struct IsnCache {
+    sets: Box<[[Option<Entry>; WAYS]]>,
+    max_age: Duration,
+}
+
+impl IsnCache {
+    /// Room for about `entries`, rounded up to a power of two.
+    pub(super) fn new(entries: usize, max_age: Duration) -> Self {
+        let sets = entries.div_ceil(WAYS).max(1).next_power_of_two();
+        Self {
+            sets: vec![[None; WAYS]; sets].into_boxed_slice(),
+            max_age,
+        }
+    }
+
+    fn set(&mut self, tag: u64) -> Option<&mut [Option<Entry>; WAYS]> {
+        let at = super::offset::index(tag) & (self.sets.len() - 1);
+        self.sets.get_mut(at)
+    }
+
+    /// Remembers a SYN. Replaces, in this order: its own earlier copy, the older of two other SYNs of the direction,
+    /// a free slot, the oldest of the set.
+    pub(super) fn insert(&mut self, tag: u64, isn: Seq, now: Timestamp) {
+        let Some(set) = self.set(tag) else { return };
+        let entry = Entry {
+            tag,
+            isn,
+            seen: now,
+        };
+        if let Some(same) = set
+            .iter_mut()
+            .flatten()
+            .find(|e| e.tag == tag && e.isn == isn)
+        {
+            *same = entry;
+            return;
+        }
+        let of_direction = set.iter().flatten().filter(|e| e.tag == tag).count();
+        let victim = if of_direction >= PER_DIRECTION {
+            set.iter_mut()
+                .filter(|slot| slot.is_some_and(|e| e.tag == tag))
+                .min_by_key(|slot| slot.map(|e| e.seen))
+        } else {
+            // `None` is the least: a free slot goes first.
+            set.iter_mut().min_by_key(|slot| slot.map(|e| e.seen))
+        };
+        if let Some(slot) = victim {
+            *slot = Some(entry);
+        }
+    }
+
+    /// The SYN in whose window `seq` lies, the one just before it by preference; it is taken out.
+    pub(super) fn take(&mut self, tag: u64, seq: Seq, window: u32, now: Timestamp) -> Option<Seq> {
+        let max_age = self.max_age;
+        let window = i64::from(window);
+        let slot = self
+            .set(tag)?
+            .iter_mut()
+            .filter_map(|slot| {
+                let entry = slot.filter(|e| e.tag == tag && now.since(e.seen) <= max_age)?;
+                // A keep-alive probe repeats the byte before the first one: the place of the SYN itself.
+                let ahead = distance(entry.isn, seq);
+                (0..=window)
+                    .contains(&ahead)
+                    .then_some((ahead.abs_diff(1), slot))
+            })
+            // The one just before the segment, by preference.
+            .min_by_key(|(off, _)| *off)?
+            .1;
+        slot.take().map(|e| e.isn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: u32 = 1 << 20;
+
+    fn cache() -> IsnCache {
+        IsnCache::new(64, Duration::from_secs(120))
+    }
+
+    #[test]
+    fn a_syn_is_found_by_any_byte_of_its_window_and_only_once() {
+        let mut cache = cache();
+        cache.insert(9, Seq(u32::MAX), Timestamp(1));
+        assert_eq!(
+            cache.take(9, Seq(u32::MAX - 1), WINDOW, Timestamp(2)),
+            None,
+            "a byte before the SYN"
+        );
+        assert_eq!(
+            cache.take(8, Seq(0), WINDOW, Timestamp(2)),
+            None,
+            "another direction"
+        );
+        assert_eq!(
+            cache.take(9, Seq(500), WINDOW, Timestamp(2)),
+            Some(Seq(u32::MAX))
+        );
+        assert_eq!(cache.take(9, Seq(500), WINDOW, Timestamp(2)), None);
+    }
+
+    #[test]
+    fn a_forged_syn_does_not_hide_the_true_one() {
+        for forged_first in [true, false] {
+            let mut cache = cache();
+            let (first, second) = if forged_first {
+                (990, 1000)
+            } else {
+                (1000, 990)
+            };
+            cache.insert(9, Seq(first), Timestamp(1));
+            cache.insert(9, Seq(second), Timestamp(2));
+            assert_eq!(
+                cache.take(9, Seq(1001), WINDOW, Timestamp(2)),
+                Some(Seq(1000))
+            );
+        }
+    }
+
+    #[test]
+    fn a_syn_flood_stays_within_the_fixed_size_and_pushes_out_the_oldest() {
+        let mut cache = cache();
+        for n in 0..100_000 {
+            cache.insert(n, Seq(1), Timestamp(n));
+        }
+        assert_eq!(cache.sets.len() * WAYS, 64);
+        assert_eq!(cache.take(0, Seq(2), WINDOW, Timestamp(100_000)), None);
+        assert_eq!(
+            cache.take(99_999, Seq(2), WINDOW, Timestamp(100_000)),
+            Some(Seq(1))
+        );
+    }
+
+    #[test]
+    fn a_syn_older_than_the_idle_time_is_not_consulted() {
+        let mut cache = cache();
+        cache.insert(9, Seq(1), Timestamp(0));
+        assert_eq!(
+            cache.take(9, Seq(2), WINDOW, Timestamp(0) + Duration::from_secs(121)),
+            None
+        );
+    }
+}

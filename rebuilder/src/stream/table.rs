@@ -1,0 +1,624 @@
+//! The flow table: finds the direction a segment belongs to, keeps time and caps.
+
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasher;
+
+use crate::decode::{Segment, Seq, TcpFlags};
+use crate::telemetry::PacketOutcome;
+use crate::time::Timestamp;
+
+use super::budget::Budget;
+use super::clock::FlowClock;
+use super::direction::{Direction, Env, Part};
+use super::flow::{Flow, FlowKey, Place, Side};
+use super::isn::IsnCache;
+use super::offset::{advance, index};
+use super::{DirectionId, End, Endpoints, Sink, StreamOptions};
+
+/// Counts since the table was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Connections that entered the table.
+    pub flows: u64,
+    /// Directions that had bytes.
+    pub directions: u64,
+    /// Directions that were joined midway.
+    pub midstream: u64,
+    /// Bytes given to the sink.
+    pub delivered_bytes: u64,
+    /// Bytes told to the sink as missing.
+    pub gap_bytes: u64,
+    /// Bytes shed or refused because a cap was reached.
+    pub shed_bytes: u64,
+    /// Bytes on which two held copies disagreed.
+    pub conflicting_bytes: u64,
+    /// Flows closed because the table was full.
+    pub evicted_flows: u64,
+    /// Packets whose time was more than an hour ahead of flow time.
+    pub time_jumps: u64,
+}
+
+/// The connections of one worker. See the module's documentation for what it promises.
+pub struct Streams {
+    opts: StreamOptions,
+    hasher: RandomState,
+    index: HashMap<FlowKey, u32, RandomState>,
+    slots: Vec<Option<Flow>>,
+    free: Vec<u32>,
+    /// The flows silent longest and shortest: the ends of a list through the slots.
+    oldest: Option<u32>,
+    newest: Option<u32>,
+    /// When to look at a flow again, at most one entry a flow. May be earlier than needed, never later.
+    timers: BTreeSet<(Timestamp, u32)>,
+    /// Nothing happens by time alone before this.
+    next_due: Timestamp,
+    clock: FlowClock,
+    isns: IsnCache,
+    budget: Budget,
+    stats: Stats,
+    next_id: u64,
+}
+
+impl Streams {
+    /// An empty table.
+    #[must_use]
+    pub fn new(opts: StreamOptions) -> Self {
+        let hasher = RandomState::new();
+        Self {
+            index: HashMap::with_hasher(hasher.clone()),
+            hasher,
+            slots: Vec::new(),
+            free: Vec::new(),
+            oldest: None,
+            newest: None,
+            timers: BTreeSet::new(),
+            next_due: Timestamp::INFINITY,
+            clock: FlowClock::default(),
+            isns: IsnCache::new(opts.isn_entries, opts.idle),
+            budget: Budget::new(opts.total_cap),
+            stats: Stats::default(),
+            next_id: 0,
+            opts,
+        }
+    }
+
+    /// Takes a segment and says where its packet ends. Flow time advances to the segment's first, so chunks of other
+    /// directions may come too.
+    pub fn push(&mut self, seg: &Segment<'_>, sink: &mut impl Sink) -> PacketOutcome {
+        let now = self.clock.observe(seg.ts);
+        if now >= self.next_due {
+            self.expire(now, sink);
+        }
+        let (key, side) = FlowKey::of(self.opts.flow_scope, seg);
+        let slot = self.index.get(&key).copied();
+        let Some(slot) = slot else {
+            return self.push_unknown(seg, key, side, sink);
+        };
+        self.touch(slot, now);
+        let outcome = self.push_known(slot, seg, key, side, sink);
+        self.rearm(slot);
+        outcome
+    }
+
+    /// A segment of no flow in the table: only payload makes one.
+    fn push_unknown(
+        &mut self,
+        seg: &Segment<'_>,
+        key: FlowKey,
+        side: Side,
+        sink: &mut impl Sink,
+    ) -> PacketOutcome {
+        let now = self.clock.now();
+        if seg.flags.contains(TcpFlags::RST) {
+            return PacketOutcome::Control;
+        }
+        if seg.flags.contains(TcpFlags::SYN) {
+            let tag = self.tag(key, side);
+            self.isns.insert(tag, seg.seq, now);
+        }
+        if seg.payload.is_empty() {
+            return PacketOutcome::Control;
+        }
+        if self.index.len() >= self.opts.max_flows.max(1)
+            && let Some(oldest) = self.oldest
+        {
+            self.stats.evicted_flows += 1;
+            self.close_flow(oldest, End::Idle, sink);
+        }
+        let slot = self.insert_flow(Flow::new(key, now));
+        let outcome = self.take(slot, seg, key, side, sink);
+        self.rearm(slot);
+        outcome
+    }
+
+    fn push_known(
+        &mut self,
+        slot: u32,
+        seg: &Segment<'_>,
+        key: FlowKey,
+        side: Side,
+        sink: &mut impl Sink,
+    ) -> PacketOutcome {
+        let tag = seg
+            .flags
+            .contains(TcpFlags::SYN)
+            .then(|| self.tag(key, side));
+        let Some((flow, mut env)) = self.parts(slot) else {
+            return PacketOutcome::Control;
+        };
+        if seg.flags.contains(TcpFlags::RST) {
+            // Text on a RST is a diagnosis for people, no part of the stream (RFC 9293 §3.10.7.4 discards it).
+            reset(flow, seg, side, env.now);
+            return PacketOutcome::Control;
+        }
+        if seg.flags.contains(TcpFlags::ACK) {
+            for generation in &mut flow.other(side).generations {
+                generation.note_ack(seg.ack, &env);
+            }
+        }
+        if let Some(tag) = tag {
+            let mut own = false;
+            for generation in &mut flow.half(side).generations {
+                own = own || generation.note_syn(seg.seq, &mut env, sink);
+            }
+            if !own {
+                let now = env.now;
+                self.isns.insert(tag, seg.seq, now);
+            }
+        }
+        if seg.payload.is_empty() && seg.cut == 0 {
+            if seg.flags.contains(TcpFlags::FIN) && tag.is_none() {
+                self.bare_fin(slot, seg.seq, side);
+            }
+            return PacketOutcome::Control;
+        }
+        self.take(slot, seg, key, side, sink)
+    }
+
+    fn bare_fin(&mut self, slot: u32, seq: Seq, side: Side) {
+        let Some((flow, env)) = self.parts(slot) else {
+            return;
+        };
+        let half = flow.half(side);
+        if let Place::In(at) | Place::Ended(at) = half.place(seq, 0, env.opts)
+            && let Some(generation) = half.generations.get_mut(at)
+        {
+            generation.note_bare_fin(seq, &env);
+        }
+    }
+
+    /// Gives a segment that takes sequence space to the generation in whose window it lies, or opens one for it.
+    fn take(
+        &mut self,
+        slot: u32,
+        seg: &Segment<'_>,
+        key: FlowKey,
+        side: Side,
+        sink: &mut impl Sink,
+    ) -> PacketOutcome {
+        let syn = seg.flags.contains(TcpFlags::SYN);
+        let part = Part {
+            // The SYN itself takes one sequence number; data may come with it (RFC 7413).
+            seq: advance(seg.seq, u64::from(syn)),
+            payload: seg.payload,
+            cut: seg.cut,
+            fin: seg.flags.contains(TcpFlags::FIN),
+            ts: seg.ts,
+        };
+        let Some((flow, env)) = self.parts(slot) else {
+            return PacketOutcome::OutOfWindow;
+        };
+        let place = flow.half(side).place(part.seq, part.len(), env.opts);
+        let ended = match place {
+            Place::In(at) => return self.take_in(slot, side, at, &part, sink),
+            Place::Ended(at) => Some(at),
+            Place::Free | Place::Stray => None,
+        };
+        let Ok(evict) = flow.half(side).make_room(env.now, env.opts) else {
+            return self.take_ended(slot, side, ended, &part, sink);
+        };
+        let (now, window) = (env.now, env.opts.window);
+        let tag = self.tag(key, side);
+        let isn = self.isns.take(tag, part.seq, window, now);
+        let opens = isn.is_some()
+            || (!part.payload.is_empty()
+                && match place {
+                    Place::Free => true,
+                    Place::Stray => self.strays_agree(slot, side, &part),
+                    Place::In(_) | Place::Ended(_) => false,
+                });
+        if !opens {
+            return self.take_ended(slot, side, ended, &part, sink);
+        }
+        let ends = Endpoints {
+            vni: seg.vni,
+            src: seg.src,
+            dst: seg.dst,
+        };
+        let id = DirectionId(self.next_id);
+        self.next_id += 1;
+        let Some((flow, mut env)) = self.parts(slot) else {
+            return PacketOutcome::OutOfWindow;
+        };
+        if let Some(evict) = evict {
+            let old = flow.half(side).generations.remove(evict);
+            old.close(End::Idle, &mut env, sink);
+        }
+        let generation = match isn {
+            Some(isn) => Direction::from_syn(id, ends, isn, &mut env, sink),
+            None => Direction::midstream(id, ends, part.seq, &mut env),
+        };
+        let half = flow.half(side);
+        let at = half.generations.len();
+        // As a rule there is one: no room for three more.
+        half.generations.reserve_exact(1);
+        half.generations.push(generation);
+        self.take_in(slot, side, at, &part, sink)
+    }
+
+    fn strays_agree(&mut self, slot: u32, side: Side, part: &Part<'_>) -> bool {
+        let end = advance(part.seq, part.len());
+        self.flow(slot)
+            .is_some_and(|flow| flow.half(side).note_stray(part.seq, end))
+    }
+
+    fn take_ended(
+        &mut self,
+        slot: u32,
+        side: Side,
+        at: Option<usize>,
+        part: &Part<'_>,
+        sink: &mut impl Sink,
+    ) -> PacketOutcome {
+        match at {
+            Some(at) => self.take_in(slot, side, at, part, sink),
+            None if part.payload.is_empty() => PacketOutcome::Control,
+            None => PacketOutcome::OutOfWindow,
+        }
+    }
+
+    fn take_in(
+        &mut self,
+        slot: u32,
+        side: Side,
+        at: usize,
+        part: &Part<'_>,
+        sink: &mut impl Sink,
+    ) -> PacketOutcome {
+        let Some((flow, mut env)) = self.parts(slot) else {
+            return PacketOutcome::OutOfWindow;
+        };
+        match flow.half(side).generations.get_mut(at) {
+            Some(generation) => generation.take(part, &mut env, sink),
+            None => PacketOutcome::OutOfWindow,
+        }
+    }
+
+    /// Lets time pass without a packet: holes become gaps, idle flows close. `now` is believed; call it with the wall
+    /// clock only when nothing waits to be read.
+    pub fn advance(&mut self, now: Timestamp, sink: &mut impl Sink) {
+        let now = self.clock.advance(now);
+        if now >= self.next_due {
+            self.expire(now, sink);
+        }
+    }
+
+    /// Flushes everything, in the order in which the directions appeared: holes become gaps and every direction is
+    /// closed, for `end` where neither FIN nor RST was seen. The table is empty afterwards and may be used again.
+    pub fn finish(&mut self, end: End, sink: &mut impl Sink) {
+        let mut all: Vec<(DirectionId, Direction)> = Vec::new();
+        for flow in self.slots.iter_mut().flatten() {
+            for side in [Side::Low, Side::High] {
+                all.extend(flow.half(side).generations.drain(..).map(|g| (g.id, g)));
+            }
+        }
+        all.sort_by_key(|(id, _)| *id);
+        for (_, generation) in all {
+            let mut env = Env {
+                now: self.clock.now(),
+                opts: &self.opts,
+                budget: &mut self.budget,
+                stats: &mut self.stats,
+            };
+            generation.close(end, &mut env, sink);
+        }
+        self.index.clear();
+        self.slots.clear();
+        self.free.clear();
+        self.timers.clear();
+        self.oldest = None;
+        self.newest = None;
+        self.next_due = Timestamp::INFINITY;
+    }
+
+    /// Connections in the table.
+    #[must_use]
+    pub fn flows(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Bytes that wait behind holes, with 128 bytes of bookkeeping for each piece.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.budget.total()
+    }
+
+    /// Payload bytes shed or refused because a cap was reached.
+    #[must_use]
+    pub fn shed_bytes(&self) -> u64 {
+        self.stats.shed_bytes
+    }
+
+    /// Flow time: the latest believed packet time.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Counts since the table was made.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats {
+            time_jumps: self.clock.jumps(),
+            ..self.stats
+        }
+    }
+
+    /// Names a direction to the ISN cache.
+    fn tag(&self, key: FlowKey, side: Side) -> u64 {
+        self.hasher.hash_one((key, side == Side::High))
+    }
+
+    fn flow(&mut self, slot: u32) -> Option<&mut Flow> {
+        self.slots.get_mut(index(u64::from(slot)))?.as_mut()
+    }
+
+    /// A flow, and what its directions need of the rest.
+    fn parts(&mut self, slot: u32) -> Option<(&mut Flow, Env<'_>)> {
+        let flow = self.slots.get_mut(index(u64::from(slot)))?.as_mut()?;
+        let env = Env {
+            now: self.clock.now(),
+            opts: &self.opts,
+            budget: &mut self.budget,
+            stats: &mut self.stats,
+        };
+        Some((flow, env))
+    }
+
+    fn insert_flow(&mut self, flow: Flow) -> u32 {
+        let key = flow.key;
+        self.stats.flows += 1;
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                if let Some(place) = self.slots.get_mut(index(u64::from(slot))) {
+                    *place = Some(flow);
+                }
+                slot
+            }
+            None => {
+                self.slots.push(Some(flow));
+                // The table holds at most `max_flows` flows; 2³² of them do not fit any memory.
+                u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+            }
+        };
+        self.index.insert(key, slot);
+        self.link_newest(slot);
+        let now = self.clock.now();
+        self.next_due = self.next_due.min(now + self.opts.idle);
+        slot
+    }
+
+    fn remove_flow(&mut self, slot: u32) {
+        self.unlink(slot);
+        let Some(flow) = self
+            .slots
+            .get_mut(index(u64::from(slot)))
+            .and_then(Option::take)
+        else {
+            return;
+        };
+        if let Some(armed) = flow.armed {
+            self.timers.remove(&(armed, slot));
+        }
+        self.index.remove(&flow.key);
+        self.free.push(slot);
+    }
+
+    fn close_flow(&mut self, slot: u32, end: End, sink: &mut impl Sink) {
+        if let Some((flow, mut env)) = self.parts(slot) {
+            let mut all: Vec<Direction> = [Side::Low, Side::High]
+                .into_iter()
+                .flat_map(|side| std::mem::take(&mut flow.half(side).generations))
+                .collect();
+            all.sort_by_key(|generation| generation.id);
+            for generation in all {
+                generation.close(end, &mut env, sink);
+            }
+        }
+        self.remove_flow(slot);
+    }
+
+    /// Moves a flow to the end of the list of the silent.
+    fn touch(&mut self, slot: u32, now: Timestamp) {
+        if self.newest != Some(slot) {
+            self.unlink(slot);
+            self.link_newest(slot);
+        }
+        if let Some(flow) = self.flow(slot) {
+            flow.last = now;
+        }
+    }
+
+    fn link_newest(&mut self, slot: u32) {
+        let before = self.newest.replace(slot);
+        if let Some(flow) = self.flow(slot) {
+            flow.older = before;
+            flow.newer = None;
+        }
+        match before.and_then(|before| self.flow(before)) {
+            Some(flow) => flow.newer = Some(slot),
+            None => self.oldest = Some(slot),
+        }
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let Some((older, newer)) = self
+            .flow(slot)
+            .map(|flow| (flow.older.take(), flow.newer.take()))
+        else {
+            return;
+        };
+        match older.and_then(|older| self.flow(older)) {
+            Some(flow) => flow.newer = newer,
+            None => self.oldest = newer,
+        }
+        match newer.and_then(|newer| self.flow(newer)) {
+            Some(flow) => flow.older = older,
+            None => self.newest = older,
+        }
+    }
+
+    /// Sees to it that the table looks at a flow no later than when time changes something there.
+    fn rearm(&mut self, slot: u32) {
+        let Some(flow) = self
+            .slots
+            .get_mut(index(u64::from(slot)))
+            .and_then(Option::as_mut)
+        else {
+            return;
+        };
+        let Some(due) = flow.due(&self.opts) else {
+            return;
+        };
+        if flow.armed.is_some_and(|armed| armed <= due) {
+            return;
+        }
+        if let Some(armed) = flow.armed.replace(due) {
+            self.timers.remove(&(armed, slot));
+        }
+        self.timers.insert((due, slot));
+        self.next_due = self.next_due.min(due);
+    }
+
+    /// Does what time alone does, in the order of time.
+    fn expire(&mut self, now: Timestamp, sink: &mut impl Sink) {
+        while let Some(&(due, slot)) = self.timers.first() {
+            if due > now {
+                break;
+            }
+            self.timers.pop_first();
+            if let Some(flow) = self.flow(slot) {
+                flow.armed = None;
+            }
+            self.tick(slot, sink);
+            self.rearm(slot);
+        }
+        while let Some(slot) = self.oldest {
+            let Some(last) = self.flow(slot).map(|flow| flow.last) else {
+                break;
+            };
+            if last + self.opts.idle > now {
+                break;
+            }
+            self.close_flow(slot, End::Idle, sink);
+        }
+        let timer = self.timers.first().map(|(due, _)| *due);
+        let idle_after = self.opts.idle;
+        let idle = self
+            .oldest
+            .and_then(|slot| self.flow(slot))
+            .map(|flow| flow.last + idle_after);
+        self.next_due = timer
+            .into_iter()
+            .chain(idle)
+            .min()
+            .unwrap_or(Timestamp::INFINITY);
+    }
+
+    fn tick(&mut self, slot: u32, sink: &mut impl Sink) {
+        let Some((flow, mut env)) = self.parts(slot) else {
+            return;
+        };
+        for side in [Side::Low, Side::High] {
+            let half = flow.half(side);
+            let newest = half.generations.iter().map(|g| g.last).max();
+            let mut at = 0;
+            while let Some(generation) = half.generations.get_mut(at) {
+                let superseded =
+                    Some(generation.last) < newest && generation.last + env.opts.idle <= env.now;
+                if generation.tick(&mut env, sink) || superseded {
+                    let ended = half.generations.remove(at);
+                    ended.close(End::Idle, &mut env, sink);
+                } else {
+                    at += 1;
+                }
+            }
+        }
+        if flow.is_empty() {
+            self.remove_flow(slot);
+        }
+    }
+
+    /// Panics where an invariant does not hold.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        let mut held = 0;
+        let mut armed = 0;
+        for (slot, flow) in self.slots.iter().enumerate() {
+            let Some(flow) = flow else { continue };
+            let slot = u32::try_from(slot).unwrap();
+            assert_eq!(self.index.get(&flow.key), Some(&slot));
+            for half in flow.halves() {
+                assert!(half.generations.len() <= super::flow::MAX_GENERATIONS);
+                for generation in &half.generations {
+                    generation.check(&self.opts);
+                    held += generation.cost();
+                }
+            }
+            if let Some(at) = flow.armed {
+                assert!(self.timers.contains(&(at, slot)));
+                armed += 1;
+            }
+            if let Some(due) = flow.due(&self.opts) {
+                assert!(
+                    flow.armed.is_some_and(|armed| armed <= due),
+                    "a flow would be forgotten"
+                );
+                assert!(self.next_due <= due);
+            }
+        }
+        self.budget.check(held);
+        assert_eq!(armed, self.timers.len());
+        assert!(self.index.len() <= self.opts.max_flows);
+        // The list of the silent holds every flow once, in the order of their last packet.
+        let mut seen = 0;
+        let mut at = self.oldest;
+        let mut last = Timestamp(0);
+        while let Some(slot) = at {
+            let flow = self.slots[slot as usize].as_ref().unwrap();
+            assert!(flow.last >= last);
+            last = flow.last;
+            seen += 1;
+            at = flow.newer;
+        }
+        assert_eq!(seen, self.index.len());
+    }
+}
+
+/// A RST ends its own direction, and the other one where it acknowledges what that one sent.
+fn reset(flow: &mut Flow, seg: &Segment<'_>, side: Side, now: Timestamp) {
+    let half = flow.half(side);
+    let mut counts = false;
+    for generation in &mut half.generations {
+        counts |= generation.note_reset(seg.seq, now);
+    }
+    let alone = flow.other(side).generations.len() == 1;
+    for generation in &mut flow.other(side).generations {
+        if seg.flags.contains(TcpFlags::ACK) {
+            generation.note_reset(seg.ack, now);
+        } else if counts && alone {
+            generation.end_by_peer(now);
+        }
+    }
+}
