@@ -1,10 +1,34 @@
 //! The bytes of one direction become HTTP/1 requests.
+//!
+//! ```text
+//! Chunk ─▶ extract (a Direction each) ─▶ proxy ─▶ head ─▶ framing ─▶ length | chunked ─▶ Request ─▶ row
+//!                                          └── search, where the framing is lost or was never known
+//! ```
+//!
+//! Pure: no clock, no socket. No input panics, and what a strict server would refuse is not refused here: it is given as
+//! captured, flagged [`Flags::DISPUTED`], because a lenient server behind the mirror may have taken it.
+
+mod chunked;
+mod client;
+mod direction;
+mod extract;
+mod framing;
+mod head;
+mod proxy;
+mod row;
+mod search;
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::ops::Range;
 
 use crate::stream::Endpoints;
 use crate::time::Timestamp;
+
+pub use client::{Cidr, CidrError};
+pub use extract::{Extractor, HttpCounters, HttpOptions};
+pub use row::write_json;
 
 bitflags::bitflags! {
     /// What an analyst should know about a request; the closed list of `inspect --json` and `X-Mirror-Flags`.
@@ -29,7 +53,7 @@ bitflags::bitflags! {
     }
 }
 
-/// How the body of a request is framed.
+/// How the body of a request is framed; the table stands in the README under "How a disputed request is framed".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// No body.
@@ -49,6 +73,18 @@ pub struct Header {
     pub value: Option<Range<usize>>,
 }
 
+/// Who said who the client is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OriginSource {
+    /// Nobody: it is the TCP peer.
+    #[default]
+    Peer,
+    /// The PROXY protocol header of the connection (`client-proxy` in `X-Mirror-Flags`).
+    Proxy,
+    /// The captured `X-Forwarded-For` of a trusted peer (`client-xff` in `X-Mirror-Flags`).
+    Xff,
+}
+
 /// One request, as captured.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -58,8 +94,11 @@ pub struct Request {
     pub endpoints: Endpoints,
     /// Who the client is: the TCP peer unless a trusted party says otherwise.
     pub origin: IpAddr,
+    /// Where `origin` comes from.
+    pub origin_from: OriginSource,
     /// Everything from the end of the previous request to the end of this one, empty lines before the request line
-    /// included; of a truncated one the prefix up to the first missing byte.
+    /// included, a PROXY header excluded; of a truncated one the prefix up to the first missing byte (or the first byte
+    /// beyond [`HttpOptions::max_request`]), of one whose chunked coding breaks all that is sound.
     pub raw: Vec<u8>,
     /// Where the request line begins in `raw`.
     pub line_start: usize,
@@ -81,4 +120,39 @@ pub struct Request {
     pub last_whole_chunk_end: usize,
     /// See [`Flags`].
     pub flags: Flags,
+}
+
+impl Request {
+    /// Bytes of `raw`; empty when the range does not lie within.
+    #[must_use]
+    pub fn bytes(&self, range: &Range<usize>) -> &[u8] {
+        self.raw.get(range.clone()).unwrap_or_default()
+    }
+
+    /// The values of all fields of this name, in order, as captured; any case, blanks around the name tolerated as a
+    /// lenient server tolerates them.
+    pub fn values<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
+        self.headers
+            .iter()
+            .filter(|header| {
+                framing::field_name(&self.raw, header).eq_ignore_ascii_case(name.as_bytes())
+            })
+            .filter_map(|header| header.value.as_ref().map(|range| self.bytes(range)))
+    }
+
+    /// Whether a comma-separated field holds this token, in any case.
+    #[must_use]
+    pub fn lists(&self, name: &str, token: &str) -> bool {
+        self.values(name)
+            .flat_map(framing::members)
+            .any(|member| member.eq_ignore_ascii_case(token.as_bytes()))
+    }
+}
+
+/// Whether a server that gets it as captured closes the connection behind it: `Connection: close`, or HTTP/1.0 without
+/// keep-alive. Under `--hop-by-hop persist` the forward stage rewrites exactly these.
+#[must_use]
+pub fn wants_hop(request: &Request) -> bool {
+    request.lists("connection", "close")
+        || (request.version < (1, 1) && !request.lists("connection", "keep-alive"))
 }

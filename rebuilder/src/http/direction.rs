@@ -1,0 +1,711 @@
+//! The parser of one direction: which bytes belong to which request.
+
+use std::mem;
+use std::net::IpAddr;
+
+use super::chunked::{Chunked, Step};
+use super::client::forwarded_for;
+use super::extract::{HttpCounters, HttpOptions};
+use super::framing::{Verdict, judge};
+use super::head::{Head, HeadScan, Reject, Scan, looks_like_status, split};
+use super::proxy::{self, Preamble};
+use super::search::{Origin, Search};
+use super::{Flags, Framing, OriginSource, Request, wants_hop};
+use crate::stream::{End, Endpoints, Interest};
+use crate::telemetry::PacketOutcome;
+use crate::time::Timestamp;
+
+/// What a direction needs of its extractor.
+pub(super) struct Context<'a> {
+    pub(super) options: &'a HttpOptions,
+    pub(super) counters: &'a mut HttpCounters,
+    pub(super) ends: &'a Endpoints,
+    pub(super) out: &'a mut dyn FnMut(Request),
+}
+
+/// Bytes since the end of the previous message.
+#[derive(Debug, Default)]
+struct Building {
+    /// Of the first of them.
+    ts: Timestamp,
+    raw: Vec<u8>,
+    flags: Flags,
+}
+
+impl Building {
+    /// Notes that bytes of a piece go in.
+    fn touch(&mut self, origin: Origin) {
+        if self.raw.is_empty() {
+            self.ts = origin.ts;
+        }
+        if origin.conflict {
+            self.flags |= Flags::AMBIGUOUS;
+        }
+    }
+}
+
+/// A request whose head is known.
+#[derive(Debug)]
+struct Open {
+    building: Building,
+    line_start: usize,
+    head_end: usize,
+    head: Head,
+    verdict: Verdict,
+}
+
+/// A request whose body is being read.
+#[derive(Debug)]
+struct InBody {
+    open: Open,
+    rest: Rest,
+}
+
+/// What is to come of a body.
+#[derive(Debug)]
+enum Rest {
+    Length(u64),
+    Chunked {
+        coding: Chunked,
+        /// Reads along where a byte may break the coding: that byte may be in the middle of a request line.
+        search: Search,
+    },
+}
+
+#[derive(Debug)]
+enum State {
+    /// At the beginning of a connection: perhaps a PROXY header.
+    Preamble(Building),
+    /// At a message boundary or in a head.
+    Head(Building, HeadScan),
+    /// In a body.
+    Body(Box<InBody>),
+    /// In a body whose request was given already, as `truncated`.
+    Skip(Rest),
+    /// The framing is not known.
+    Search { search: Search, seen: u64 },
+    /// No more requests.
+    Opaque(PacketOutcome),
+}
+
+/// How the previous request changes what a boundary means (rule 5 of the design).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    Request,
+    Connect,
+    Upgrade,
+}
+
+/// One direction, from its first byte that was seen.
+#[derive(Debug)]
+pub(super) struct Direction {
+    /// The SYN was not seen.
+    midstream: bool,
+    /// The framing was known once, or should have been.
+    lost: bool,
+    /// A request was given: this is HTTP, whatever comes.
+    spoke_http: bool,
+    /// Something before may be framed differently by another reader, so everything behind may be, too.
+    disputed: bool,
+    /// Who the PROXY header named.
+    proxied: Option<IpAddr>,
+    after: After,
+    state: State,
+}
+
+/// What one step of the parser did with a piece: the next state, and how many bytes it took.
+type Stepped = (State, usize);
+
+impl Direction {
+    pub(super) fn new(midstream: bool) -> Self {
+        let state = if midstream {
+            State::Search {
+                search: Search::default(),
+                seen: 0,
+            }
+        } else {
+            State::Preamble(Building::default())
+        };
+        Self {
+            midstream,
+            lost: false,
+            spoke_http: false,
+            disputed: false,
+            proxied: None,
+            after: After::Request,
+            state,
+        }
+    }
+
+    /// Bytes held.
+    pub(super) fn held(&self) -> usize {
+        match &self.state {
+            State::Preamble(building) | State::Head(building, _) => building.raw.capacity(),
+            State::Body(body) => body.open.building.raw.capacity() + body.rest.held(),
+            State::Skip(rest) => rest.held(),
+            State::Search { search, .. } => search.held(),
+            State::Opaque(_) => 0,
+        }
+    }
+
+    /// Takes the next bytes in order.
+    pub(super) fn data(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut bytes: &[u8],
+        mut origin: Origin,
+    ) -> Interest {
+        while !bytes.is_empty() {
+            // Every step takes a byte, or moves on to a state that does.
+            let (next, used) =
+                match mem::replace(&mut self.state, State::Opaque(PacketOutcome::NotHttp)) {
+                    State::Preamble(building) => {
+                        Self::preamble(&mut self.proxied, cx, building, bytes, origin)
+                    }
+                    State::Head(building, scan) => self.head(cx, building, scan, bytes, origin),
+                    State::Body(body) => self.body(cx, body, bytes, origin),
+                    State::Skip(rest) => self.skip(cx, rest, bytes, origin),
+                    State::Search { search, seen } => self.search(cx, search, seen, bytes, origin),
+                    State::Opaque(outcome) => (State::Opaque(outcome), bytes.len()),
+                };
+            self.state = next;
+            if used > 0 {
+                origin.segment_start = false;
+            }
+            bytes = bytes.get(used..).unwrap_or_default();
+        }
+        self.interest()
+    }
+
+    /// `len` bytes will never come.
+    pub(super) fn gap(&mut self, cx: &mut Context<'_>, len: u64) -> Interest {
+        if len == 0 {
+            return self.interest();
+        }
+        self.state = match mem::replace(&mut self.state, State::Opaque(PacketOutcome::NotHttp)) {
+            State::Preamble(building) => {
+                cx.counters.skipped_bytes += building.raw.len() as u64;
+                self.lose(cx)
+            }
+            State::Head(building, scan) => {
+                cx.counters.skipped_bytes += building.raw.len() as u64;
+                cx.counters.incomplete_heads += u64::from(scan.begun());
+                if self.after == After::Connect {
+                    State::Opaque(PacketOutcome::Tunnel)
+                } else {
+                    self.lose(cx)
+                }
+            }
+            State::Body(body) => {
+                let InBody { open, rest } = *body;
+                self.give(cx, open, &rest, Flags::TRUNCATED);
+                self.pass_gap(cx, rest, len)
+            }
+            State::Skip(rest) => {
+                cx.counters.skipped_bytes += rest.doubtful() as u64;
+                self.pass_gap(cx, rest, len)
+            }
+            State::Search { mut search, seen } => {
+                cx.counters.skipped_bytes += search.pending();
+                search.reset();
+                State::Search { search, seen }
+            }
+            State::Opaque(outcome) => State::Opaque(outcome),
+        };
+        self.interest()
+    }
+
+    /// Nothing more comes.
+    pub(super) fn close(mut self, cx: &mut Context<'_>, end: End) {
+        match mem::replace(&mut self.state, State::Opaque(PacketOutcome::NotHttp)) {
+            State::Preamble(building) => {
+                cx.counters.skipped_bytes += building.raw.len() as u64;
+            }
+            State::Head(building, scan) => {
+                cx.counters.skipped_bytes += building.raw.len() as u64;
+                cx.counters.incomplete_heads += u64::from(scan.begun());
+            }
+            State::Body(body) => {
+                let InBody { open, rest } = *body;
+                let how = match end {
+                    End::Fin | End::Reset => Flags::ABORTED,
+                    End::Idle | End::Eof => Flags::TRUNCATED,
+                };
+                self.give(cx, open, &rest, how);
+            }
+            State::Skip(rest) => cx.counters.skipped_bytes += rest.doubtful() as u64,
+            State::Search { search, .. } => cx.counters.skipped_bytes += search.pending(),
+            State::Opaque(_) => {}
+        }
+    }
+
+    fn interest(&self) -> Interest {
+        match self.state {
+            State::Opaque(outcome) => Interest::Opaque(outcome),
+            _ => Interest::Wanted,
+        }
+    }
+
+    /// The state at the boundary behind a message.
+    fn boundary(&self) -> State {
+        State::Head(
+            Building::default(),
+            HeadScan::new(self.after == After::Connect),
+        )
+    }
+
+    /// The framing is lost; from here on a request line must be found.
+    fn lose(&mut self, cx: &mut Context<'_>) -> State {
+        self.lose_into(cx, Search::default())
+    }
+
+    fn lose_into(&mut self, cx: &mut Context<'_>, search: Search) -> State {
+        cx.counters.lost_framings += 1;
+        self.lost = true;
+        self.after = After::Request;
+        State::Search { search, seen: 0 }
+    }
+
+    fn preamble(
+        proxied: &mut Option<IpAddr>,
+        cx: &mut Context<'_>,
+        mut building: Building,
+        bytes: &[u8],
+        origin: Origin,
+    ) -> Stepped {
+        let held = building.raw.len();
+        let read = if held == 0 {
+            proxy::read(bytes)
+        } else {
+            building.raw.extend_from_slice(bytes);
+            let read = proxy::read(&building.raw);
+            building.raw.truncate(held);
+            read
+        };
+        match read {
+            Preamble::More => {
+                building.touch(origin);
+                building.raw.extend_from_slice(bytes);
+                (State::Preamble(building), bytes.len())
+            }
+            Preamble::Absent => (State::Head(building, HeadScan::new(false)), 0),
+            Preamble::Header { len, source } => {
+                cx.counters.proxy_headers += 1;
+                *proxied = source;
+                let next = State::Head(Building::default(), HeadScan::new(false));
+                (next, len.saturating_sub(held))
+            }
+        }
+    }
+
+    fn head(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut building: Building,
+        mut scan: HeadScan,
+        bytes: &[u8],
+        origin: Origin,
+    ) -> Stepped {
+        building.touch(origin);
+        let held = building.raw.len();
+        // Looked at where they lie unless a part came before: most heads come whole, and are copied once, into `raw`.
+        let data = if held == 0 {
+            bytes
+        } else {
+            building.raw.extend_from_slice(bytes);
+            &building.raw
+        };
+        match scan.scan(data, cx.options.max_head) {
+            Scan::More => {
+                if held == 0 {
+                    building.raw.extend_from_slice(bytes);
+                }
+                (State::Head(building, scan), bytes.len())
+            }
+            Scan::Reject(reject) => {
+                cx.counters.skipped_bytes += held as u64;
+                // What is no request line in the tolerant reading is none in the strict one, so the piece may be
+                // searched from its beginning; but a head that is too long must not be found a second time.
+                let passed = if reject == Reject::TooLong && held == 0 {
+                    bytes.len()
+                } else {
+                    0
+                };
+                cx.counters.skipped_bytes += passed as u64;
+                (self.reject(cx, reject), passed)
+            }
+            Scan::Complete(end) => {
+                let line_start = scan.line_start();
+                let known = data.get(..end).and_then(|head| {
+                    let parts = split(head, line_start)?;
+                    let verdict = judge(head, &parts);
+                    Some((parts, verdict))
+                });
+                let Some((head, verdict)) = known else {
+                    cx.counters.skipped_bytes += held as u64;
+                    return (self.reject(cx, Reject::Garbage), 0);
+                };
+                let used = end.saturating_sub(held);
+                if held == 0 {
+                    // One allocation for what this piece holds of the request.
+                    let body = match verdict.framing {
+                        Framing::None => 0,
+                        Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX),
+                        Framing::Chunked => 1024,
+                    };
+                    let all = used.saturating_add(body).min(bytes.len());
+                    building.raw.reserve_exact(all);
+                    building
+                        .raw
+                        .extend_from_slice(bytes.get(..used).unwrap_or_default());
+                } else {
+                    building.raw.truncate(end);
+                }
+                let open = Open {
+                    building,
+                    line_start,
+                    head_end: end,
+                    head,
+                    verdict,
+                };
+                let rest = match verdict.framing {
+                    Framing::None | Framing::Length(0) => {
+                        self.give(cx, open, &Rest::Length(0), Flags::empty());
+                        return (self.boundary(), used);
+                    }
+                    Framing::Length(length) => Rest::Length(length),
+                    Framing::Chunked => Rest::Chunked {
+                        coding: Chunked::new(cx.options.max_head),
+                        search: Search::default(),
+                    },
+                };
+                (State::Body(Box::new(InBody { open, rest })), used)
+            }
+        }
+    }
+
+    /// Bytes at a boundary are no request.
+    fn reject(&mut self, cx: &mut Context<'_>, reject: Reject) -> State {
+        let outcome = match (self.after, reject) {
+            (_, Reject::Http2) => PacketOutcome::Http2,
+            (After::Connect, _) | (_, Reject::NotConnect) => PacketOutcome::Tunnel,
+            (After::Upgrade, Reject::Status | Reject::Tls | Reject::Garbage) => {
+                PacketOutcome::Tunnel
+            }
+            (_, Reject::TooLong) => {
+                cx.counters.oversize_heads += 1;
+                self.spoke_http = true;
+                return self.lose(cx);
+            }
+            _ if self.spoke_http => {
+                // Whoever sent them frames what came before differently, or does not care.
+                self.disputed = true;
+                return self.lose(cx);
+            }
+            (_, Reject::Status) => PacketOutcome::Response,
+            (_, Reject::Tls) => PacketOutcome::Tls,
+            (_, Reject::Garbage) => PacketOutcome::NotHttp,
+        };
+        State::Opaque(outcome)
+    }
+
+    fn body(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut body: Box<InBody>,
+        bytes: &[u8],
+        origin: Origin,
+    ) -> Stepped {
+        let InBody { open, rest } = &mut *body;
+        let room = cx
+            .options
+            .max_request
+            .max(open.head_end)
+            .saturating_sub(open.building.raw.len());
+        let full = bytes.len() > room;
+        let bytes = bytes.get(..room).unwrap_or(bytes);
+        let step = rest.feed(bytes);
+        let taken = match step {
+            Step::More => bytes.len(),
+            Step::End(at) | Step::Bad(at) => at,
+        };
+        if taken > 0 {
+            open.building.touch(origin);
+            open.building
+                .raw
+                .extend_from_slice(bytes.get(..taken).unwrap_or_default());
+        }
+        match step {
+            Step::More => {
+                rest.read_along(bytes, origin, cx.options.max_head);
+                if full {
+                    cx.counters.oversize_requests += 1;
+                    let InBody { open, rest } = *body;
+                    self.give(cx, open, &rest, Flags::TRUNCATED);
+                    return (State::Skip(rest), taken);
+                }
+                (State::Body(body), taken)
+            }
+            Step::End(_) => {
+                let InBody { open, rest } = *body;
+                self.give(cx, open, &rest, Flags::empty());
+                (self.boundary(), taken)
+            }
+            Step::Bad(_) => {
+                let InBody { mut open, rest } = *body;
+                open.verdict.disputed = true;
+                if let Rest::Chunked { coding, .. } = &rest {
+                    let sound = usize::try_from(coding.sound()).unwrap_or(usize::MAX);
+                    open.building
+                        .raw
+                        .truncate(open.head_end.saturating_add(sound));
+                }
+                self.give(cx, open, &rest, Flags::TRUNCATED);
+                self.behind(cx, rest, step, bytes, origin)
+            }
+        }
+    }
+
+    fn skip(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut rest: Rest,
+        bytes: &[u8],
+        origin: Origin,
+    ) -> Stepped {
+        // Bytes in doubt are counted once it is known what they are.
+        let before = rest.doubtful();
+        let step = rest.feed(bytes);
+        let (taken, after) = match step {
+            Step::More => (bytes.len(), rest.doubtful()),
+            Step::End(at) => (at, 0),
+            Step::Bad(at) => (at, rest.doubtful()),
+        };
+        cx.counters.skipped_bytes += (before + taken).saturating_sub(after) as u64;
+        self.behind(cx, rest, step, bytes, origin)
+    }
+
+    /// The state after a piece of a body whose request was given.
+    fn behind(
+        &mut self,
+        cx: &mut Context<'_>,
+        rest: Rest,
+        step: Step,
+        bytes: &[u8],
+        origin: Origin,
+    ) -> Stepped {
+        match (step, rest) {
+            (Step::More, mut rest) => {
+                rest.read_along(bytes, origin, cx.options.max_head);
+                (State::Skip(rest), bytes.len())
+            }
+            (Step::End(at), _) => (self.boundary(), at),
+            (Step::Bad(at), Rest::Length(_)) => (self.lose(cx), at),
+            (Step::Bad(at), Rest::Chunked { coding, mut search }) => {
+                self.disputed = true;
+                // What is in doubt is looked through again: it may be the beginning of a request line.
+                let doubtful = coding.doubtful().unwrap_or(0);
+                if doubtful <= at {
+                    search.reset();
+                }
+                let earlier = doubtful.saturating_sub(at) as u64;
+                cx.counters.skipped_bytes += earlier.saturating_sub(search.pending());
+                (self.lose_into(cx, search), at.saturating_sub(doubtful))
+            }
+        }
+    }
+
+    fn pass_gap(&mut self, cx: &mut Context<'_>, rest: Rest, len: u64) -> State {
+        match rest {
+            Rest::Length(left) if len == left => self.boundary(),
+            Rest::Length(left) if len < left => State::Skip(Rest::Length(left - len)),
+            Rest::Chunked { mut coding, search } => {
+                if coding.gap(len) {
+                    State::Skip(Rest::Chunked { coding, search })
+                } else {
+                    self.lose(cx)
+                }
+            }
+            Rest::Length(_) => self.lose(cx),
+        }
+    }
+
+    fn search(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut search: Search,
+        seen: u64,
+        bytes: &[u8],
+        origin: Origin,
+    ) -> Stepped {
+        if !self.spoke_http && origin.segment_start {
+            if looks_like_status(bytes) {
+                return (State::Opaque(PacketOutcome::Response), bytes.len());
+            }
+            if seen == 0 && matches!(bytes, [0x14..=0x17, 0x03, 0..=4, ..]) {
+                return (State::Opaque(PacketOutcome::Tls), bytes.len());
+            }
+        }
+        let before = search.pending();
+        let found = search.feed(bytes, origin, cx.options.max_head);
+        let (taken, kept) = match &found {
+            Some(found) => (found.used, found.line.len() as u64),
+            None => (bytes.len(), search.pending()),
+        };
+        cx.counters.skipped_bytes += (before + taken as u64).saturating_sub(kept);
+        if let Some(found) = found {
+            let mut flags = Flags::empty();
+            if self.lost {
+                cx.counters.resyncs += 1;
+                flags |= Flags::RESYNCED;
+            }
+            flags.set(Flags::AMBIGUOUS, found.conflict);
+            let building = Building {
+                ts: found.ts,
+                raw: found.line,
+                flags,
+            };
+            return (State::Head(building, HeadScan::new(false)), found.used);
+        }
+        let seen = seen.saturating_add(bytes.len() as u64);
+        if seen > cx.options.max_search {
+            return (State::Opaque(PacketOutcome::NotHttp), bytes.len());
+        }
+        (State::Search { search, seen }, bytes.len())
+    }
+
+    /// Hands a request on.
+    fn give(&mut self, cx: &mut Context<'_>, open: Open, rest: &Rest, how: Flags) {
+        let Open {
+            building,
+            line_start,
+            head_end,
+            head,
+            verdict,
+        } = open;
+        let Building { ts, mut raw, flags } = building;
+        if raw.capacity() - raw.len() > raw.len() / 4 + 64 {
+            raw.shrink_to_fit();
+        }
+        let mut disputed = verdict.disputed;
+        let mut last_whole_chunk_end = head_end;
+        let mut body_len = (raw.len() - head_end.min(raw.len())) as u64;
+        if let Rest::Chunked { coding, .. } = rest {
+            disputed |= coding.odd();
+            body_len = coding.data();
+            last_whole_chunk_end = head_end
+                .saturating_add(usize::try_from(coding.whole()).unwrap_or(usize::MAX))
+                .min(raw.len());
+        }
+        let mut request = Request {
+            ts,
+            endpoints: *cx.ends,
+            origin: cx.ends.src.ip(),
+            origin_from: OriginSource::Peer,
+            raw,
+            line_start,
+            head_end,
+            method: head.method,
+            target: head.target,
+            version: head.version,
+            headers: head.headers,
+            framing: verdict.framing,
+            body_len,
+            last_whole_chunk_end,
+            flags: flags | how,
+        };
+        self.name_the_client(cx, &mut request);
+        self.disputed |= disputed;
+        request.flags.set(Flags::MIDSTREAM, self.midstream);
+        request.flags.set(Flags::DISPUTED, self.disputed);
+        request.flags.set(Flags::SPOOFED, verdict.spoofed);
+        request
+            .flags
+            .set(Flags::HOP, cx.options.hop_persist && wants_hop(&request));
+        // A reader that believes the client stops here: what follows exists for some and not for others.
+        self.disputed |= verdict.closes;
+        self.spoke_http = true;
+        self.after = if verdict.connect {
+            After::Connect
+        } else if verdict.upgrade {
+            After::Upgrade
+        } else {
+            After::Request
+        };
+        cx.counters.requests += 1;
+        (cx.out)(request);
+    }
+
+    fn name_the_client(&self, cx: &Context<'_>, request: &mut Request) {
+        if let Some(source) = self.proxied {
+            request.origin = source;
+            request.origin_from = OriginSource::Proxy;
+        } else if cx
+            .options
+            .trust
+            .iter()
+            .any(|net| net.contains(request.origin))
+        {
+            let named = forwarded_for(request.values("x-forwarded-for"), &cx.options.trust);
+            if let Some(client) = named {
+                request.origin = client;
+                request.origin_from = OriginSource::Xff;
+            }
+        }
+    }
+}
+
+impl Rest {
+    fn held(&self) -> usize {
+        match self {
+            Self::Length(_) => 0,
+            Self::Chunked { search, .. } => search.held(),
+        }
+    }
+
+    /// Bytes taken that would be read anew were the next one to break the coding.
+    fn doubtful(&self) -> usize {
+        match self {
+            Self::Length(_) => 0,
+            Self::Chunked { coding, .. } => coding.doubtful().unwrap_or(0),
+        }
+    }
+
+    fn feed(&mut self, bytes: &[u8]) -> Step {
+        match self {
+            Self::Length(left) => {
+                let here = bytes.len() as u64;
+                if here < *left {
+                    *left -= here;
+                    Step::More
+                } else {
+                    let take = usize::try_from(*left).unwrap_or(bytes.len());
+                    *left = 0;
+                    Step::End(take)
+                }
+            }
+            Self::Chunked { coding, .. } => coding.feed(bytes),
+        }
+    }
+
+    /// After a piece that ends where the next byte may break the coding: the search sees the bytes that are in doubt.
+    fn read_along(&mut self, bytes: &[u8], origin: Origin, max: usize) {
+        let Self::Chunked { coding, search } = self else {
+            return;
+        };
+        let Some(doubtful) = coding.doubtful() else {
+            search.reset();
+            return;
+        };
+        let from = bytes.len().saturating_sub(doubtful);
+        if doubtful <= bytes.len() {
+            search.reset();
+        }
+        let origin = Origin {
+            segment_start: origin.segment_start && from == 0 && doubtful > 0,
+            ..origin
+        };
+        // A size line holds no line end, so nothing can be found yet.
+        let _ = search.feed(bytes.get(from..).unwrap_or_default(), origin, max);
+    }
+}

@@ -1,0 +1,154 @@
+//! The extractor: one parser for each direction that the stream stage holds.
+
+use hashbrown::HashMap;
+
+use super::direction::{Context, Direction};
+use super::search::Origin;
+use super::{Cidr, Request};
+use crate::stream::{Chunk, DirectionId, Endpoints, Interest};
+
+/// What the extractor may hold and whom it believes.
+#[derive(Clone, Debug)]
+pub struct HttpOptions {
+    /// The longest head in bytes, empty lines before it included; also the longest line of a chunk's size and the most
+    /// bytes of trailers. A longer head gives no request and is counted in [`HttpCounters::oversize_heads`].
+    pub max_head: usize,
+    /// The most raw bytes that are kept of one request. A longer one is `truncated` and counted in
+    /// [`HttpCounters::oversize_requests`]; its framing is followed to the end.
+    pub max_request: usize,
+    /// How many bytes a direction may show without a request before it is given up as not HTTP.
+    pub max_search: u64,
+    /// TCP peers whose `X-Forwarded-For` is believed.
+    pub trust: Vec<Cidr>,
+    /// The forward stage rewrites `Connection` (`--hop-by-hop persist`), so [`super::Flags::HOP`] is set where it will.
+    pub hop_persist: bool,
+}
+
+impl Default for HttpOptions {
+    fn default() -> Self {
+        Self {
+            max_head: 128 << 10,
+            max_request: 64 << 20,
+            max_search: 64 << 20,
+            trust: Vec::new(),
+            hop_persist: true,
+        }
+    }
+}
+
+/// What the extractor gave and what it could not give. Each only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HttpCounters {
+    /// Requests handed on.
+    pub requests: u64,
+    /// Heads that a gap or the end of the connection cut: no row.
+    pub incomplete_heads: u64,
+    /// Heads longer than [`HttpOptions::max_head`]: no row.
+    pub oversize_heads: u64,
+    /// Requests longer than [`HttpOptions::max_request`]: given as `truncated`.
+    pub oversize_requests: u64,
+    /// Times the framing of a direction was lost: a gap outside a body of known length, a broken chunk, or bytes at a
+    /// boundary that are no request.
+    pub lost_framings: u64,
+    /// Times a request line found it again.
+    pub resyncs: u64,
+    /// PROXY protocol headers read.
+    pub proxy_headers: u64,
+    /// Bytes of directions that are or may be HTTP that stand in no request: heads given up, bytes passed over while
+    /// searching, and the rest of bodies whose request was already given as `truncated`.
+    pub skipped_bytes: u64,
+}
+
+/// Turns the chunks of all directions into requests.
+#[derive(Debug, Default)]
+pub struct Extractor {
+    options: HttpOptions,
+    counters: HttpCounters,
+    /// Keyed by our own running number, so no stranger chooses the keys.
+    directions: HashMap<DirectionId, Direction, foldhash::fast::RandomState>,
+    held: usize,
+}
+
+impl Extractor {
+    /// Nothing seen yet.
+    #[must_use]
+    pub fn new(options: HttpOptions) -> Self {
+        Self {
+            options,
+            ..Self::default()
+        }
+    }
+
+    /// One chunk of one direction. Requests that it completes are handed to `out`, in stream order.
+    pub fn chunk(
+        &mut self,
+        dir: DirectionId,
+        ends: &Endpoints,
+        chunk: Chunk<'_>,
+        out: &mut impl FnMut(Request),
+    ) -> Interest {
+        let mut cx = Context {
+            options: &self.options,
+            counters: &mut self.counters,
+            ends,
+            out,
+        };
+        match chunk {
+            Chunk::Open { midstream } => {
+                if let Some(old) = self.directions.insert(dir, Direction::new(midstream)) {
+                    self.held -= old.held();
+                }
+                Interest::Wanted
+            }
+            Chunk::Closed(end) => {
+                if let Some(direction) = self.directions.remove(&dir) {
+                    self.held -= direction.held();
+                    direction.close(&mut cx, end);
+                }
+                Interest::Wanted
+            }
+            Chunk::Data {
+                bytes,
+                ts,
+                segment_start,
+                conflict,
+            } => {
+                // A direction that was never opened is one whose beginning is not known.
+                let direction = self
+                    .directions
+                    .entry(dir)
+                    .or_insert_with(|| Direction::new(true));
+                let before = direction.held();
+                let origin = Origin {
+                    ts,
+                    segment_start,
+                    conflict,
+                };
+                let interest = direction.data(&mut cx, bytes, origin);
+                self.held = self.held - before + direction.held();
+                interest
+            }
+            Chunk::Gap { len } => {
+                let Some(direction) = self.directions.get_mut(&dir) else {
+                    return Interest::Wanted;
+                };
+                let before = direction.held();
+                let interest = direction.gap(&mut cx, len);
+                self.held = self.held - before + direction.held();
+                interest
+            }
+        }
+    }
+
+    /// Bytes of requests that are not complete yet.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.held
+    }
+
+    /// See [`HttpCounters`].
+    #[must_use]
+    pub fn counters(&self) -> HttpCounters {
+        self.counters
+    }
+}

@@ -1,0 +1,152 @@
+//! Where a request ends: one verdict, by the table of the design ("How a disputed request is framed").
+//!
+//! | seen | framed as | disputed |
+//! |---|---|---|
+//! | `Transfer-Encoding: chunked`, once, alone, HTTP/1.1 | chunked | no |
+//! | last coding is `chunked`, others or copies before it | chunked | yes |
+//! | last coding is `chunked` and there is a `Content-Length` | chunked | yes |
+//! | last coding is `chunked` in HTTP/1.0 (RFC 9112 §6.1: "as if the framing is faulty") | chunked | yes |
+//! | another last coding, with a length | the length | yes |
+//! | another last coding, without | no body | yes |
+//! | one `Content-Length` of digits | that | no |
+//! | several lengths, the same or not | the first that is digits | yes |
+//! | none of the lengths is digits, or it does not fit 64 bits | no body: what stands behind is parsed, not swallowed | yes |
+//! | CONNECT | no body (RFC 9110 §9.3.6) | if it has a length or a coding |
+
+use super::head::{Head, is_blank};
+use super::{Framing, Header};
+
+/// What the fields of a head say about what follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    pub(super) framing: Framing,
+    /// Two readers may frame it differently.
+    pub(super) disputed: bool,
+    pub(super) connect: bool,
+    /// It asks for another protocol behind it.
+    pub(super) upgrade: bool,
+    /// A field of it would pass for one of ours.
+    pub(super) spoofed: bool,
+    /// The client says that nothing follows: `Connection: close`, or HTTP/1.0 without keep-alive.
+    pub(super) closes: bool,
+}
+
+/// The fields that the analyser takes for ours (§5 of the design), in lower case.
+const OURS: [&[u8]; 4] = [
+    b"x-real-ip",
+    b"x-server-addr",
+    b"x-server-port",
+    b"x-mirror-flags",
+];
+
+/// A captured field that some server would hand on under the name of one of ours: any case, `_` for `-`.
+fn passes_for_ours(name: &[u8]) -> bool {
+    OURS.iter().any(|ours| {
+        ours.len() == name.len()
+            && ours.iter().zip(name).all(|(ours, byte)| {
+                *ours == byte.to_ascii_lowercase() || (*ours == b'-' && *byte == b'_')
+            })
+    })
+}
+
+/// A field name as a tolerant server reads it: without blanks around it.
+pub(super) fn field_name<'a>(bytes: &'a [u8], header: &Header) -> &'a [u8] {
+    strip(bytes.get(header.name.clone()).unwrap_or_default(), is_blank)
+}
+
+fn strip(mut bytes: &[u8], out: impl Fn(u8) -> bool) -> &[u8] {
+    while let [first, rest @ ..] = bytes
+        && out(*first)
+    {
+        bytes = rest;
+    }
+    while let [rest @ .., last] = bytes
+        && out(*last)
+    {
+        bytes = rest;
+    }
+    bytes
+}
+
+/// The members of a comma-separated list (RFC 9110 §5.6.1), blanks and folds around them removed; empty ones too.
+pub(super) fn members(value: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    value
+        .split(|b| *b == b',')
+        .map(|member| strip(member, |b| is_blank(b) || matches!(b, b'\r' | b'\n')))
+}
+
+/// Decides by the head alone. `bytes` is what the head was split from.
+pub(super) fn judge(bytes: &[u8], head: &Head) -> Verdict {
+    let mut lengths = 0usize;
+    let mut length = None;
+    let mut coded = false;
+    let mut codings = 0usize;
+    let mut chunked_last = false;
+    let mut upgrade = false;
+    let mut spoofed = false;
+    let mut close = false;
+    let mut keep_alive = false;
+    for header in &head.headers {
+        let name = field_name(bytes, header);
+        let value = header
+            .value
+            .clone()
+            .and_then(|range| bytes.get(range))
+            .unwrap_or_default();
+        match name.len() {
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                for member in members(value) {
+                    lengths += 1;
+                    length = length.or_else(|| digits(member));
+                }
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                coded = true;
+                for member in members(value).filter(|m| !m.is_empty()) {
+                    codings += 1;
+                    chunked_last = member.eq_ignore_ascii_case(b"chunked");
+                }
+            }
+            10 if name.eq_ignore_ascii_case(b"connection") => {
+                for member in members(value) {
+                    close |= member.eq_ignore_ascii_case(b"close");
+                    keep_alive |= member.eq_ignore_ascii_case(b"keep-alive");
+                }
+            }
+            7 if name.eq_ignore_ascii_case(b"upgrade") => upgrade = true,
+            _ => {}
+        }
+        spoofed |= passes_for_ours(name);
+    }
+    let connect = bytes.get(head.method.clone()) == Some(b"CONNECT");
+    let framing = match length {
+        _ if connect => Framing::None,
+        _ if chunked_last => Framing::Chunked,
+        Some(length) => Framing::Length(length),
+        None => Framing::None,
+    };
+    let disputed = head.odd
+        || lengths > 1
+        || (lengths == 1 && length.is_none())
+        || (coded && (lengths > 0 || codings != 1 || !chunked_last || head.version != (1, 1)))
+        || (connect && (coded || length.is_some_and(|n| n > 0)));
+    Verdict {
+        framing,
+        disputed,
+        connect,
+        upgrade,
+        spoofed,
+        closes: close || (head.version < (1, 1) && !keep_alive),
+    }
+}
+
+/// 1*DIGIT that fits 64 bits.
+fn digits(member: &[u8]) -> Option<u64> {
+    if member.is_empty() {
+        return None;
+    }
+    member.iter().try_fold(0u64, |sum, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        sum.checked_mul(10)?.checked_add(digit)
+    })
+}

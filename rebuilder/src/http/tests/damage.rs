@@ -1,0 +1,266 @@
+//! Gaps, ends, and connections that were already running.
+
+use super::*;
+
+const NEXT: &str = "GET /next HTTP/1.1\r\nHost: x\r\n\r\n";
+const POST: &str = "POST /p HTTP/1.1\r\nContent-Length: 10\r\n\r\n";
+const CHUNKED: &str = "POST /p HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+#[test]
+fn a_gap_in_a_body_of_known_length_keeps_the_framing() {
+    let outcome = run(&[seg(format!("{POST}ab")), Gap(5), seg(format!("xyz{NEXT}"))]);
+    assert_eq!(outcome.lines(), ["POST /p", "GET /next"]);
+    assert_eq!(outcome.requests[0].raw, format!("{POST}ab").as_bytes());
+    assert_eq!(outcome.requests[0].body_len, 2);
+    assert_eq!(outcome.flags(), [Flags::TRUNCATED, Flags::empty()]);
+    assert_eq!(outcome.counters.skipped_bytes, 3);
+    // Two gaps, and one that ends exactly with the body.
+    let outcome = run(&[
+        seg(format!("{POST}ab")),
+        Gap(3),
+        seg("c"),
+        Gap(4),
+        seg(NEXT),
+    ]);
+    assert_eq!(outcome.flags(), [Flags::TRUNCATED, Flags::empty()]);
+    // The whole body is missing.
+    let outcome = run(&[seg(POST), Gap(10), More(NEXT.into())]);
+    assert_eq!(outcome.flags(), [Flags::TRUNCATED, Flags::empty()]);
+}
+
+#[test]
+fn a_gap_longer_than_the_rest_of_the_body_loses_the_framing() {
+    let events = [
+        seg(format!("{POST}ab")),
+        Gap(9),
+        More(NEXT.into()),
+        seg(NEXT),
+        seg(NEXT),
+    ];
+    let outcome = run(&events);
+    assert_eq!(outcome.lines(), ["POST /p", "GET /next", "GET /next"]);
+    assert_eq!(
+        outcome.flags(),
+        [Flags::TRUNCATED, Flags::RESYNCED, Flags::empty()]
+    );
+    assert_eq!(outcome.counters.skipped_bytes, NEXT.len() as u64);
+}
+
+#[test]
+fn a_gap_in_a_head_or_at_a_boundary_loses_the_framing() {
+    let head = run(&[
+        seg("GET /lost HTTP/1.1\r\nA:"),
+        Gap(4),
+        seg("b\r\n\r\n"),
+        seg(NEXT),
+    ]);
+    assert_eq!(head.lines(), ["GET /next"]);
+    assert_eq!(head.flags(), [Flags::RESYNCED]);
+    assert_eq!(
+        (head.counters.incomplete_heads, head.counters.resyncs),
+        (1, 1)
+    );
+    let boundary = run(&[seg(NEXT), Gap(4), seg(NEXT)]);
+    assert_eq!(boundary.flags(), [Flags::empty(), Flags::RESYNCED]);
+    assert_eq!(boundary.counters.incomplete_heads, 0);
+    let first = run(&[Gap(1), seg(NEXT)]);
+    assert_eq!(first.flags(), [Flags::RESYNCED]);
+}
+
+#[test]
+fn a_gap_inside_the_data_of_a_chunk_keeps_the_framing() {
+    let outcome = run(&[
+        seg(format!("{CHUNKED}3\r\nabc\r\n10\r\n0123")),
+        Gap(10),
+        seg("ef\r\n1\r\nz\r\n0\r\n\r\n"),
+        More(NEXT.into()),
+    ]);
+    assert_eq!(outcome.lines(), ["POST /p", "GET /next"]);
+    let request = &outcome.requests[0];
+    assert_eq!(
+        request.raw,
+        format!("{CHUNKED}3\r\nabc\r\n10\r\n0123").as_bytes()
+    );
+    assert_eq!(request.body_len, 7);
+    assert_eq!(request.last_whole_chunk_end, CHUNKED.len() + 8);
+    assert_eq!(outcome.flags(), [Flags::TRUNCATED, Flags::empty()]);
+}
+
+#[test]
+fn a_gap_over_the_framing_of_a_chunk_loses_it() {
+    for behind in [
+        "3\r\nabc\r\n",
+        "3\r\nabc",
+        "3\r\nab",
+        "3",
+        "3\r\nabc\r\n0\r\n",
+    ] {
+        let outcome = run(&[
+            seg(format!("{CHUNKED}{behind}")),
+            Gap(12),
+            seg("bc\r\n0\r\n\r\n"),
+            seg(NEXT),
+        ]);
+        assert_eq!(outcome.lines(), ["POST /p", "GET /next"], "{behind:?}");
+        assert_eq!(
+            outcome.requests[0].raw,
+            format!("{CHUNKED}{behind}").as_bytes()
+        );
+        assert_eq!(
+            outcome.flags(),
+            [Flags::TRUNCATED, Flags::RESYNCED],
+            "{behind:?}"
+        );
+    }
+}
+
+#[test]
+fn an_unfinished_body_is_aborted_by_the_client_and_truncated_by_the_capture() {
+    for body in [format!("{POST}abc"), format!("{CHUNKED}3\r\nabc\r\n4")] {
+        for (end, flag) in [
+            (End::Fin, Flags::ABORTED),
+            (End::Reset, Flags::ABORTED),
+            (End::Idle, Flags::TRUNCATED),
+            (End::Eof, Flags::TRUNCATED),
+        ] {
+            let outcome = run_with(HttpOptions::default(), false, &[seg(&body)], end);
+            assert_eq!(outcome.only().flags, flag);
+            assert_eq!(outcome.only().raw, body.as_bytes());
+            assert_eq!(outcome.only().body_len, 3);
+        }
+    }
+}
+
+#[test]
+fn an_unfinished_head_is_counted_and_gives_no_row() {
+    let outcome = run(&[seg(format!("{NEXT}\r\nGET / HTTP/1.1\r\nHost: x\r\n"))]);
+    assert_eq!(outcome.lines(), ["GET /next"]);
+    assert_eq!(outcome.counters.incomplete_heads, 1);
+    // The line end that old clients send behind a body is no head.
+    let outcome = run(&[seg(format!("{NEXT}\r\n"))]);
+    assert_eq!(outcome.counters.incomplete_heads, 0);
+}
+
+fn midstream(events: &[Event]) -> Outcome {
+    run_with(HttpOptions::default(), true, events, End::Fin)
+}
+
+#[test]
+fn every_request_of_a_running_connection_is_flagged_midstream() {
+    let outcome = midstream(&[seg("rest of a body"), seg(format!("{NEXT}{NEXT}"))]);
+    assert_eq!(outcome.flags(), [Flags::MIDSTREAM; 2]);
+    assert_eq!(outcome.counters.resyncs, 0);
+    let outcome = midstream(&[seg(NEXT), Gap(3), seg(NEXT)]);
+    assert_eq!(
+        outcome.flags(),
+        [Flags::MIDSTREAM, Flags::MIDSTREAM | Flags::RESYNCED]
+    );
+}
+
+#[test]
+fn a_running_connection_that_answers_or_speaks_tls_is_not_searched() {
+    let response = midstream(&[seg("body"), seg("HTTP/1.1 200 OK\r\n\r\n"), seg(NEXT)]);
+    assert_eq!(response.interest, opaque(PacketOutcome::Response));
+    assert_eq!(response.requests.len(), 0);
+    let tls = midstream(&[seg(b"\x17\x03\x03\x00\x20abc"), seg(NEXT)]);
+    assert_eq!(tls.interest, opaque(PacketOutcome::Tls));
+}
+
+#[test]
+fn a_search_without_result_ends_at_its_bound() {
+    let options = HttpOptions {
+        max_search: 1000,
+        ..HttpOptions::default()
+    };
+    let junk = || seg([0u8; 500]);
+    let outcome = run_with(options.clone(), true, &[junk(), junk()], End::Fin);
+    assert_eq!(outcome.interest, Interest::Wanted);
+    let outcome = run_with(options.clone(), true, &[junk(), junk(), seg("a")], End::Fin);
+    assert_eq!(outcome.interest, opaque(PacketOutcome::NotHttp));
+    // A request in between begins a new count.
+    let outcome = run_with(
+        options,
+        true,
+        &[junk(), junk(), seg(NEXT), Gap(1), junk(), seg(NEXT), junk()],
+        End::Fin,
+    );
+    assert_eq!(outcome.requests.len(), 2);
+    assert_eq!(outcome.interest, Interest::Wanted);
+}
+
+#[test]
+fn a_search_takes_only_a_strict_request_line_at_the_start_of_a_segment() {
+    for not in [
+        "xGET /next HTTP/1.1\n\r\n\r\n",
+        "GET /a b HTTP/1.1\r\n\r\n",
+        "GET /\x01 HTTP/1.1\r\n\r\n",
+        "GET / HTTP/1.1 \r\n\r\n",
+        "GET  / HTTP/1.1\r\n\r\n",
+        "GET / HTTP/1.1\n\r\n",
+        " GET / HTTP/1.1\r\n\r\n",
+        "GET HTTP/1.1\r\n\r\n",
+    ] {
+        assert_eq!(midstream(&[seg(not)]).requests.len(), 0, "{not:?}");
+        // ... and what it rejects does not hide what comes at the next start.
+        assert_eq!(
+            midstream(&[seg(not), seg(NEXT)]).lines(),
+            ["GET /next"],
+            "{not:?}"
+        );
+    }
+    assert_eq!(midstream(&[More(NEXT.into())]).requests.len(), 0);
+}
+
+#[test]
+fn a_search_finds_a_line_cut_anywhere_and_the_right_one_of_several_beginnings() {
+    for at in 1..NEXT.len() {
+        let outcome = midstream(&[seg("junk one"), seg(&NEXT[..at]), seg(&NEXT[at..])]);
+        assert_eq!(outcome.only().raw, NEXT.as_bytes(), "cut at {at}");
+        assert_eq!(outcome.only().ts, Timestamp(2));
+    }
+    // `a b GET /next HTTP/1.1` has too many spaces to be a line itself; the candidate inside it is one.
+    let outcome = midstream(&[seg("a"), seg(" "), seg("b "), seg(NEXT)]);
+    assert_eq!(outcome.only().raw, NEXT.as_bytes());
+    assert_eq!(outcome.only().ts, Timestamp(4));
+    assert_eq!(outcome.counters.skipped_bytes, 4);
+}
+
+#[test]
+fn what_a_search_holds_is_bounded_by_max_head() {
+    let mut extractor = Extractor::new(HttpOptions {
+        max_head: 1000,
+        ..HttpOptions::default()
+    });
+    extractor.chunk(
+        DirectionId(1),
+        &ends(),
+        Chunk::Open { midstream: true },
+        &mut |_| (),
+    );
+    let mut worst = 0;
+    for _ in 0..5000 {
+        let chunk = Chunk::Data {
+            bytes: b"a",
+            ts: Timestamp(1),
+            segment_start: true,
+            conflict: false,
+        };
+        extractor.chunk(DirectionId(1), &ends(), chunk, &mut |_| ());
+        worst = worst.max(extractor.held_bytes());
+    }
+    assert!((1000..=2048).contains(&worst), "{worst}");
+}
+
+#[test]
+fn a_direction_that_was_never_opened_is_a_running_one() {
+    let mut extractor = Extractor::new(HttpOptions::default());
+    let mut flags = Vec::new();
+    let chunk = Chunk::Data {
+        bytes: NEXT.as_bytes(),
+        ts: Timestamp(1),
+        segment_start: true,
+        conflict: false,
+    };
+    extractor.chunk(DirectionId(9), &ends(), chunk, &mut |r| flags.push(r.flags));
+    assert_eq!(flags, [Flags::MIDSTREAM]);
+}
