@@ -89,10 +89,15 @@ fn v4(data: &[u8]) -> Result<IpPacket<'_>, PacketOutcome> {
     if u16::from_be_bytes([*f0, *f1]) & 0x3fff != 0 {
         return Err(fragment_of(*protocol));
     }
+    let (protocol, payload) = if *protocol == AUTHENTICATION {
+        behind_extension(AUTHENTICATION, payload)?
+    } else {
+        (*protocol, payload)
+    };
     Ok(IpPacket {
         src: IpAddr::V4(Ipv4Addr::new(*s0, *s1, *s2, *s3)),
         dst: IpAddr::V4(Ipv4Addr::new(*d0, *d1, *d2, *d3)),
-        protocol: *protocol,
+        protocol,
         payload,
         missing,
     })
@@ -114,24 +119,16 @@ fn v6(data: &[u8]) -> Result<IpPacket<'_>, PacketOutcome> {
     };
     let mut protocol = *next;
     for _ in 0..=MAX_EXTENSION_HEADERS {
-        let len = match protocol {
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY | HOST_IDENTITY | SHIM6 => {
-                let ([_, len], _) = split::<2>(payload).ok_or(PacketOutcome::BadIp)?;
-                (usize::from(*len) + 1) * 8
-            }
-            // RFC 4302: counted in 32-bit words, less two.
-            AUTHENTICATION => {
-                let ([_, len], _) = split::<2>(payload).ok_or(PacketOutcome::BadIp)?;
-                (usize::from(*len) + 2) * 4
-            }
+        match protocol {
             FRAGMENT => {
                 let ([next, _, o0, o1, ..], _) = split::<8>(payload).ok_or(PacketOutcome::BadIp)?;
                 // An offset, or more fragments. Neither: an atomic fragment is whole (RFC 6946).
                 if u16::from_be_bytes([*o0, *o1]) & 0xfff9 != 0 {
                     return Err(fragment_of(*next));
                 }
-                8
             }
+            HOP_BY_HOP | ROUTING | AUTHENTICATION | DESTINATION_OPTIONS | MOBILITY
+            | HOST_IDENTITY | SHIM6 => {}
             _ => {
                 return Ok(IpPacket {
                     src: IpAddr::V6(Ipv6Addr::from(*src)),
@@ -141,11 +138,23 @@ fn v6(data: &[u8]) -> Result<IpPacket<'_>, PacketOutcome> {
                     missing,
                 });
             }
-        };
-        protocol = *payload.first().ok_or(PacketOutcome::BadIp)?;
-        payload = payload.get(len..).ok_or(PacketOutcome::BadIp)?;
+        }
+        (protocol, payload) = behind_extension(protocol, payload)?;
     }
     Err(PacketOutcome::BadIp)
+}
+
+/// Takes an extension header off: the protocol of what follows, and that.
+fn behind_extension(header: u8, data: &[u8]) -> Result<(u8, &[u8]), PacketOutcome> {
+    let ([next, len], _) = split::<2>(data).ok_or(PacketOutcome::BadIp)?;
+    let len = match header {
+        FRAGMENT => 8,
+        // RFC 4302 §2.2: counted in 32-bit words, less two.
+        AUTHENTICATION => (usize::from(*len) + 2) * 4,
+        // RFC 8200 §4: counted in 64-bit words, less one.
+        _ => (usize::from(*len) + 1) * 8,
+    };
+    Ok((*next, data.get(len..).ok_or(PacketOutcome::BadIp)?))
 }
 
 /// How a fragment ends: one that cannot be TCP, nor VXLAN around TCP, is no loss of a fragment.

@@ -1,1 +1,90 @@
+mod agreement;
 mod corpus;
+mod outcomes;
+
+use etherparse::PacketBuilder;
+
+use super::*;
+
+/// An Ethernet frame of an IPv4 TCP segment: 10.0.0.1:1234 to 10.0.0.2:80, sequence number 7, acknowledging 9.
+fn v4_frame(payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+        .tcp(1234, 80, 7, 1_000)
+        .ack(9)
+        .write(&mut frame, payload)
+        .unwrap();
+    frame
+}
+
+/// The same over IPv6, from 0101:... to 0202:....
+fn v6_frame(payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv6([1; 16], [2; 16], 64)
+        .tcp(1234, 80, 7, 1_000)
+        .ack(9)
+        .write(&mut frame, payload)
+        .unwrap();
+    frame
+}
+
+/// A UDP datagram to `port` in Ethernet and IPv4.
+fn datagram(port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv4([172, 31, 0, 1], [172, 31, 0, 2], 255)
+        .udp(65_500, port)
+        .write(&mut frame, payload)
+        .unwrap();
+    frame
+}
+
+/// A VXLAN header before `frame`.
+fn vxlan(vni: u32, frame: &[u8]) -> Vec<u8> {
+    let mut out = vec![0x08, 0, 0, 0];
+    out.extend((vni << 8).to_be_bytes());
+    out.extend(frame);
+    out
+}
+
+/// What a segment holds, owned.
+#[derive(Debug, PartialEq, Eq)]
+struct Got {
+    vni: Option<u32>,
+    src: SocketAddr,
+    dst: SocketAddr,
+    seq: u32,
+    ack: u32,
+    flags: u8,
+    payload: Vec<u8>,
+    cut: u32,
+}
+
+fn decode_as(link: LinkType, data: &[u8]) -> Result<Got, PacketOutcome> {
+    decode_with(&[], link, data)
+}
+
+fn decode_with(vnis: &[u32], link: LinkType, data: &[u8]) -> Result<Got, PacketOutcome> {
+    let vnis = vnis.iter().copied().map(Vni).collect();
+    let ts = Timestamp(5);
+    let mut decoder = Decoder::new(DecodeOptions { vnis });
+    decoder.decode(&Frame { ts, link, data }).map(|s| {
+        assert_eq!(s.ts, ts);
+        Got {
+            vni: s.vni.map(|v| v.0),
+            src: s.src,
+            dst: s.dst,
+            seq: s.seq.0,
+            ack: s.ack.0,
+            flags: s.flags.bits(),
+            payload: s.payload.to_vec(),
+            cut: s.cut,
+        }
+    })
+}
+
+fn decode(data: &[u8]) -> Result<Got, PacketOutcome> {
+    decode_as(LinkType::Ethernet, data)
+}
