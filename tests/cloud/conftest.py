@@ -1,0 +1,158 @@
+"""Starts the emulator once a module, on a free port, and gives clients for it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+
+TESTS = Path(__file__).parent.parent
+REGION = "us-east-1"
+KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": REGION}
+
+
+class Cloud:
+    """A running emulator."""
+
+    def __init__(self, port: int, directory: Path, *arguments: str):
+        self.port = port
+        self.endpoint = f"http://localhost:{port}"
+        self.log = directory / "emulator.log"
+        self._clients: dict[str, Any] = {}
+        environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "emulator", "--port", str(port), "--log", str(self.log), *arguments], env=environment
+        )
+        wait_until(self._answers, 30, "the emulator to start")
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, f"the emulator ended: {self.log.read_text()}"
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def client(self, service: str) -> Any:
+        """A boto3 client that never repeats a call by itself."""
+        if service not in self._clients:
+            config = Config(retries={"total_max_attempts": 1}, read_timeout=60, max_pool_connections=50)
+            self._clients[service] = boto3.client(service, endpoint_url=self.endpoint, config=config, **KEYS)
+        return self._clients[service]
+
+    def lab(self, path: str, method: str = "GET") -> Any:
+        request = urllib.request.Request(f"{self.endpoint}/_lab/{path}", method=method)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            body = answer.read()
+            return json.loads(body) if "json" in answer.headers["Content-Type"] else body.decode()
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(15)
+
+    # -- what many tests need --------------------------------------------------------------------------------------
+
+    def subnets(self) -> list[str]:
+        return [s["SubnetId"] for s in self.client("ec2").describe_subnets()["Subnets"]]
+
+    def run_instance(self, **more: Any) -> dict[str, Any]:
+        arguments = {"ImageId": "ami-12345678", "InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1, **more}
+        return self.client("ec2").run_instances(**arguments)["Instances"][0]
+
+    def interface(self) -> str:
+        """A new interface that belongs to no instance."""
+        created = self.client("ec2").create_network_interface(SubnetId=self.subnets()[0])
+        return created["NetworkInterface"]["NetworkInterfaceId"]
+
+    def balancer(self, name: str = "nlb") -> str:
+        created = self.client("elbv2").create_load_balancer(Name=name, Subnets=self.subnets()[:2], Type="network")
+        return created["LoadBalancers"][0]["LoadBalancerArn"]
+
+    def create_function(self, name: str, code: str, **more: Any) -> str:
+        """A function whose bootstrap is the given script. Gives its ARN."""
+        role = f"role-{name}"
+        iam = self.client("iam")
+        role_arn = iam.create_role(RoleName=role, AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+        arguments = {
+            "FunctionName": name,
+            "Runtime": "provided.al2023",
+            "Handler": "bootstrap",
+            "Role": role_arn,
+            "Code": {"ZipFile": package(code)},
+            "Timeout": 10,
+            **more,
+        }
+        return self.client("lambda").create_function(**arguments)["FunctionArn"]
+
+    def invoke(self, name: str, event: Any) -> Any:
+        return json.loads(self.client("lambda").invoke(FunctionName=name, Payload=json.dumps(event))["Payload"].read())
+
+
+def package(code: str) -> bytes:
+    """A function's zip with ``code`` as its bootstrap."""
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        entry = zipfile.ZipInfo("bootstrap")
+        entry.external_attr = 0o755 << 16
+        archive.writestr(entry, code)
+    return held.getvalue()
+
+
+RUNTIME = f'''#!{sys.executable}
+"""A function's bootstrap for tests: `handle(event, context)` is appended below, and called for each event."""
+import json, os, sys, time, urllib.request
+
+API = "http://" + os.environ["AWS_LAMBDA_RUNTIME_API"] + "/2018-06-01/runtime"
+
+def post(path, body):
+    urllib.request.urlopen(urllib.request.Request(API + path, json.dumps(body).encode(), method="POST")).read()
+
+def serve(handle):
+    while True:
+        with urllib.request.urlopen(API + "/invocation/next") as answer:
+            event, context = json.loads(answer.read()), dict(answer.headers.items())
+        request = context["Lambda-Runtime-Aws-Request-Id"]
+        try:
+            result = handle(event, context)
+        except Exception as failed:
+            post(f"/invocation/{{request}}/error", {{"errorType": type(failed).__name__, "errorMessage": str(failed)}})
+        else:
+            post(f"/invocation/{{request}}/response", result)
+'''
+
+
+def function(body: str) -> str:
+    """A bootstrap whose ``handle(event, context)`` is ``body``."""
+    return f"{RUNTIME}\n{body}\nserve(handle)\n"
+
+
+def wait_until(true: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Waits for something to become true, and gives it."""
+    deadline = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.02)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+    started = Cloud(free_port(), tmp_path_factory.mktemp("emulator"))
+    yield started
+    started.stop()

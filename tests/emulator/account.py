@@ -1,0 +1,40 @@
+"""The account as a whole: installs every part and ties them together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import bus, compute, functions, mirroring_api, network, queues
+from .bus import Bus
+from .runtime import Runtimes
+from .server import Application, as_json
+
+
+class Account:
+    def __init__(self, *, endpoint: str, state: Path, function_logs: Path, environments: int, schedules: bool):
+        self.endpoint = endpoint
+        self.application = Application()
+        self._runtimes = Runtimes(endpoint, state, function_logs, environments)
+        self._bus = Bus()
+        self._schedules = schedules
+        mirroring_api.install()
+        functions.install(self._runtimes)
+        bus.install(self._bus)
+        queues.install()
+        compute.install(self._bus)
+        route = self.application.route
+        route("GET", "/_lab/network", lambda _path, _body: as_json(network.view()))
+        route("GET", "/_lab/logs/", lambda name, _: (200, self._runtimes.logs(name).encode(), "text/plain"))
+        route("GET", "/_lab/environments/", lambda name, _: as_json({"environments": self._runtimes.environments(name)}))
+
+        route("GET", "/_lab/events", lambda _path, _body: as_json(self._bus.counts()))
+        route("POST", "/_lab/tick", lambda _path, _body: as_json({"fired": self._bus.tick()}))
+
+    def start(self) -> None:
+        """Starts what runs by itself; the account is already being served."""
+        self._bus.start(self._schedules)
+
+    def close(self) -> None:
+        """Ends every process of every function."""
+        self._bus.close()
+        self._runtimes.close()

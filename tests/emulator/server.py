@@ -1,0 +1,77 @@
+"""The HTTP side: moto's services, and the emulator's own paths beside them.
+
+``/_lab/...`` is for the lab and for tests; ``/_cloudformation/...`` takes the answers of custom resources.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import urllib.parse
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import BaseWSGIServer, make_server
+
+log = logging.getLogger("emulator.http")
+
+Environ = dict[str, Any]
+Handler = Callable[[str, bytes], tuple[int, bytes, str]]
+"""Takes the path behind the route's prefix and the body; gives status, body and content type."""
+
+
+def as_json(value: Any, status: int = 200) -> tuple[int, bytes, str]:
+    return status, json.dumps(value, separators=(",", ":")).encode(), "application/json"
+
+
+class Application:
+    """Our routes by method and prefix; whatever matches none goes to moto."""
+
+    def __init__(self) -> None:
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        self._routes: dict[tuple[str, str], Handler] = {}
+
+    def route(self, method: str, prefix: str, handler: Handler) -> None:
+        self._routes[(method, prefix)] = handler
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if not path.startswith("/_"):
+            return self._moto(environ, start_response)
+        for (method, prefix), handler in self._routes.items():
+            if environ["REQUEST_METHOD"] == method and path.startswith(prefix):
+                return self._answer(handler, path.removeprefix(prefix), environ, start_response)
+        status, body, kind = as_json({"error": f"no such path: {path}"}, 404)
+        start_response("404 Not Found", [("Content-Type", kind), ("Content-Length", str(len(body)))])
+        return [body]
+
+    @staticmethod
+    def _answer(handler: Handler, rest: str, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        try:
+            status, answer, kind = handler(urllib.parse.unquote(rest), body)
+        except Exception as failed:
+            log.exception("%s", environ.get("PATH_INFO"))
+            status, answer, kind = as_json({"error": str(failed)}, 500)
+        start_response(f"{status} -", [("Content-Type", kind), ("Content-Length", str(len(answer)))])
+        return [answer]
+
+
+class RequestHandler(MotoRequestHandler):
+    """Keeps connections open (a client that opens one a call costs the lab's two cores dearly), and logs one line a
+    call of an AWS service, none for the lab's polls."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        if not self.path.startswith("/_lab/"):
+            log.info("%s %s %s", self.command, self.path.split("?")[0], getattr(code, "value", code))
+
+    def log(self, type: str, message: str, *args: Any) -> None:
+        log.log(logging.ERROR if type == "error" else logging.INFO, message, *args)
+
+
+def listen(host: str, port: int, application: Application) -> BaseWSGIServer:
+    return make_server(host, port, application, threaded=True, request_handler=RequestHandler)
