@@ -1,0 +1,583 @@
+//! Where each answer ends, and what it says about delivery.
+//!
+//! Reads just enough: the status, whether the connection stays, how long the body is. Bodies are thrown away as they
+//! come; of a header line no more than its first [`LINE_BYTES_MAX`] bytes are kept, which holds every field that
+//! frames (RFC 9112 §6.3). Tolerant where a server may be sloppy and nothing hangs on it; where two readings would
+//! give two ends, an error: the connection is then closed, and what was not answered on it is sent again.
+//!
+//! Pure and incremental: any split of the bytes gives the same answers.
+
+/// Bytes kept of one line; more are counted, not stored.
+pub const LINE_BYTES_MAX: usize = 512;
+/// Bytes of a whole head, all interim answers before it included.
+pub const HEAD_BYTES_MAX: usize = 256 * 1024;
+
+/// What the end of an answer depends on beside its own head (RFC 9112 §6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerTo {
+    /// HEAD: no body, whatever the head says.
+    Head,
+    /// CONNECT: a 2xx answer ends HTTP on the connection.
+    Connect,
+    /// Any other method.
+    Other,
+}
+
+impl AnswerTo {
+    /// By the method's bytes; methods are case-sensitive (RFC 9110 §9.1).
+    #[must_use]
+    pub fn method(method: &[u8]) -> Self {
+        match method {
+            b"HEAD" => Self::Head,
+            b"CONNECT" => Self::Connect,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// The final head of an answer: the request was delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// 200–999, or 101.
+    pub status: u16,
+    /// `Server: awselb/…`: a load balancer answered itself.
+    pub balancer: bool,
+    /// No other answer will follow on the connection.
+    pub last: bool,
+}
+
+/// What one call of [`AnswerReader::read`] came upon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// Bytes consumed.
+    pub used: usize,
+    /// The head became whole.
+    pub head: Option<Head>,
+    /// The answer became whole; `true` when another request may follow on the connection.
+    pub end: Option<bool>,
+}
+
+/// Why a connection cannot be read on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AnswerError {
+    /// Not HTTP/1.
+    #[error("the answer does not begin with an HTTP/1 status line")]
+    NotHttp,
+    /// See [`HEAD_BYTES_MAX`].
+    #[error("the answer's head is longer than 256 KiB")]
+    HeadTooLong,
+    /// Two lengths, or one that is no number.
+    #[error("the answer's Content-Length is not one number")]
+    BadLength,
+    /// A chunk size that is no number, or data that is longer than its size.
+    #[error("the answer's chunked body is malformed")]
+    BadChunk,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Status,
+    Field,
+    Length(u64),
+    ChunkSize,
+    ChunkData(u64),
+    ChunkEnd,
+    Trailer,
+    UntilClose,
+}
+
+/// Reads the answers of one connection, one after the other.
+#[derive(Debug)]
+pub struct AnswerReader {
+    state: State,
+    line: Vec<u8>,
+    /// Bytes of the current line, those not kept included.
+    line_len: usize,
+    head_len: usize,
+    status: u16,
+    reusable: bool,
+    length: Option<u64>,
+    chunked: bool,
+    coded: bool,
+    balancer: bool,
+}
+
+impl Default for AnswerReader {
+    fn default() -> Self {
+        Self {
+            state: State::Status,
+            line: Vec::new(),
+            line_len: 0,
+            head_len: 0,
+            status: 0,
+            reusable: true,
+            length: None,
+            chunked: false,
+            coded: false,
+            balancer: false,
+        }
+    }
+}
+
+impl AnswerReader {
+    /// Consumes bytes up to the next event at most; call again with the rest while there is one.
+    ///
+    /// # Errors
+    /// [`AnswerError`]; the reader must not be used again.
+    pub fn read(&mut self, bytes: &[u8], to: AnswerTo) -> Result<Step, AnswerError> {
+        let mut step = Step::default();
+        while let Some(rest) = bytes.get(step.used..).filter(|rest| !rest.is_empty()) {
+            match self.state {
+                State::UntilClose => {
+                    step.used = bytes.len();
+                    return Ok(step);
+                }
+                State::Length(left) => {
+                    let (taken, left) = take(rest, left);
+                    step.used += taken;
+                    self.state = State::Length(left);
+                    if left == 0 {
+                        step.end = Some(self.finish());
+                        return Ok(step);
+                    }
+                }
+                State::ChunkData(left) => {
+                    let (taken, left) = take(rest, left);
+                    step.used += taken;
+                    self.state = if left == 0 {
+                        State::ChunkEnd
+                    } else {
+                        State::ChunkData(left)
+                    };
+                }
+                State::Status
+                | State::Field
+                | State::ChunkSize
+                | State::ChunkEnd
+                | State::Trailer => {
+                    let (taken, whole) = self.take_line(rest)?;
+                    step.used += taken;
+                    if !whole {
+                        return Ok(step);
+                    }
+                    let line = std::mem::take(&mut self.line);
+                    let event = self.line(line.trim_ascii_end(), to, &mut step);
+                    // The buffer is kept, so that a long-lived connection allocates once.
+                    self.line = line;
+                    self.line.clear();
+                    self.line_len = 0;
+                    event?;
+                    if step.head.is_some() || step.end.is_some() {
+                        return Ok(step);
+                    }
+                }
+            }
+        }
+        Ok(step)
+    }
+
+    /// The peer closed its side: `true` when that ends the answer whose body had no other end.
+    #[must_use]
+    pub const fn ends_at_close(&self) -> bool {
+        matches!(self.state, State::UntilClose)
+    }
+
+    /// Whether nothing of the next answer has come yet.
+    #[must_use]
+    pub fn is_between_answers(&self) -> bool {
+        self.state == State::Status && self.line_len == 0 && self.head_len == 0
+    }
+
+    /// Gathers a line; says how many bytes it took and whether the line is whole.
+    fn take_line(&mut self, rest: &[u8]) -> Result<(usize, bool), AnswerError> {
+        let (taken, whole) = match rest.iter().position(|&b| b == b'\n') {
+            Some(lf) => (lf + 1, true),
+            None => (rest.len(), false),
+        };
+        let room = LINE_BYTES_MAX.saturating_sub(self.line.len());
+        self.line
+            .extend_from_slice(rest.get(..taken.min(room)).unwrap_or_default());
+        self.line_len = self.line_len.saturating_add(taken);
+        self.head_len = self.head_len.saturating_add(taken);
+        if self.head_len > HEAD_BYTES_MAX {
+            return Err(AnswerError::HeadTooLong);
+        }
+        Ok((taken, whole))
+    }
+
+    fn line(&mut self, line: &[u8], to: AnswerTo, step: &mut Step) -> Result<(), AnswerError> {
+        match self.state {
+            // Some servers send an empty line behind a body (RFC 9112 §2.2 says the same of clients).
+            State::Status if line.is_empty() => {}
+            State::Status => self.status_line(line)?,
+            State::Field if line.is_empty() => self.end_of_head(to, step),
+            State::Field => self.field(line)?,
+            State::ChunkSize => {
+                self.head_len = 0;
+                match chunk_size(line)? {
+                    0 => self.state = State::Trailer,
+                    size => self.state = State::ChunkData(size),
+                }
+            }
+            State::ChunkEnd if line.is_empty() => self.state = State::ChunkSize,
+            State::ChunkEnd => return Err(AnswerError::BadChunk),
+            State::Trailer if line.is_empty() => step.end = Some(self.finish()),
+            State::Trailer | State::Length(_) | State::ChunkData(_) | State::UntilClose => {}
+        }
+        Ok(())
+    }
+
+    fn status_line(&mut self, line: &[u8]) -> Result<(), AnswerError> {
+        let rest = line.strip_prefix(b"HTTP/1.").ok_or(AnswerError::NotHttp)?;
+        let (minor, code) = match rest {
+            [minor @ b'0'..=b'9', b' ', code @ ..] => (*minor, code),
+            _ => return Err(AnswerError::NotHttp),
+        };
+        let digits = match code {
+            [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9'] => [a, b, c],
+            [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', b' ', ..] => [a, b, c],
+            _ => return Err(AnswerError::NotHttp),
+        };
+        self.status = digits
+            .iter()
+            .fold(0, |status, &&digit| status * 10 + u16::from(digit - b'0'));
+        self.reusable = minor != b'0';
+        self.length = None;
+        self.chunked = false;
+        self.coded = false;
+        self.balancer = false;
+        self.state = State::Field;
+        Ok(())
+    }
+
+    fn field(&mut self, line: &[u8]) -> Result<(), AnswerError> {
+        let Some(colon) = line.iter().position(|&b| b == b':') else {
+            return Ok(());
+        };
+        let (name, value) = line.split_at(colon);
+        let value = value.get(1..).unwrap_or_default().trim_ascii();
+        let name = name.trim_ascii();
+        if name.eq_ignore_ascii_case(b"Content-Length") {
+            if self.line_len > LINE_BYTES_MAX {
+                return Err(AnswerError::BadLength);
+            }
+            for item in value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
+                let length = super::bytes::parse_length(item).ok_or(AnswerError::BadLength)?;
+                if self.length.is_some_and(|before| before != length) {
+                    return Err(AnswerError::BadLength);
+                }
+                self.length = Some(length);
+            }
+        } else if name.eq_ignore_ascii_case(b"Transfer-Encoding") {
+            if self.line_len > LINE_BYTES_MAX {
+                return Err(AnswerError::BadChunk);
+            }
+            let last = value.rsplit(|&b| b == b',').next().unwrap_or_default();
+            self.coded = true;
+            self.chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
+        } else if name.eq_ignore_ascii_case(b"Connection") {
+            for token in value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
+                if token.eq_ignore_ascii_case(b"close") {
+                    self.reusable = false;
+                } else if token.eq_ignore_ascii_case(b"keep-alive") {
+                    // Only HTTP/1.0 needs to say it; no server says both.
+                    self.reusable = true;
+                }
+            }
+        } else if name.eq_ignore_ascii_case(b"Server") {
+            self.balancer = value.starts_with(b"awselb/");
+        }
+        Ok(())
+    }
+
+    fn end_of_head(&mut self, to: AnswerTo, step: &mut Step) {
+        if (100..200).contains(&self.status) && self.status != 101 {
+            // Interim: the final head of the same answer follows. Its bytes stay counted, so that a server cannot
+            // send interim heads for ever.
+            self.state = State::Status;
+            return;
+        }
+        self.head_len = 0;
+        let tunnel =
+            self.status == 101 || (to == AnswerTo::Connect && (200..300).contains(&self.status));
+        if tunnel {
+            self.reusable = false;
+            self.state = State::Length(0);
+        } else if to == AnswerTo::Head || matches!(self.status, 204 | 304) {
+            self.state = State::Length(0);
+        } else if self.chunked {
+            self.state = State::ChunkSize;
+        } else if self.coded {
+            self.state = State::UntilClose;
+        } else {
+            self.state = self.length.map_or(State::UntilClose, State::Length);
+        }
+        if self.state == State::UntilClose {
+            self.reusable = false;
+        }
+        step.head = Some(Head {
+            status: self.status,
+            balancer: self.balancer,
+            last: !self.reusable,
+        });
+        if self.state == State::Length(0) {
+            step.end = Some(self.finish());
+        }
+    }
+
+    /// Ready for the next answer; says whether there may be one.
+    fn finish(&mut self) -> bool {
+        self.state = State::Status;
+        self.head_len = 0;
+        self.reusable
+    }
+}
+
+/// How many of `bytes` belong to a body that has `left` to come, and what is left behind them.
+fn take(bytes: &[u8], left: u64) -> (usize, u64) {
+    let taken = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
+    (taken, left - taken as u64)
+}
+
+/// `1*HEXDIG`, with whatever stands behind a semicolon or a space.
+fn chunk_size(line: &[u8]) -> Result<u64, AnswerError> {
+    let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
+    let (digits, rest) = line.split_at(digits);
+    if !matches!(rest.first(), None | Some(b';' | b' ' | b'\t')) {
+        return Err(AnswerError::BadChunk);
+    }
+    let digits = std::str::from_utf8(digits).map_err(|_| AnswerError::BadChunk)?;
+    u64::from_str_radix(digits, 16).map_err(|_| AnswerError::BadChunk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Debug, PartialEq, Eq)]
+    enum Seen {
+        Head(u16),
+        End(bool),
+    }
+
+    /// All events of `bytes` given in pieces of these sizes, for answers to these methods in turn.
+    fn events(
+        bytes: &[u8],
+        to: &[AnswerTo],
+        cuts: &[usize],
+    ) -> Result<(Vec<Seen>, bool), AnswerError> {
+        let mut reader = AnswerReader::default();
+        let mut seen = Vec::new();
+        let mut to = to.iter().copied();
+        let mut now = to.next().unwrap_or(AnswerTo::Other);
+        let mut sizes = cuts.iter().copied().cycle();
+        let mut at = 0;
+        while at < bytes.len() {
+            let size = sizes.next().unwrap_or(usize::MAX).max(1);
+            let piece = &bytes[at..bytes.len().min(at.saturating_add(size))];
+            at += piece.len();
+            let mut piece = piece;
+            while !piece.is_empty() {
+                let step = reader.read(piece, now)?;
+                piece = &piece[step.used..];
+                if let Some(head) = step.head {
+                    seen.push(Seen::Head(head.status));
+                }
+                if let Some(reusable) = step.end {
+                    seen.push(Seen::End(reusable));
+                    now = to.next().unwrap_or(AnswerTo::Other);
+                }
+            }
+        }
+        Ok((seen, reader.ends_at_close()))
+    }
+
+    fn whole(bytes: &[u8], to: &[AnswerTo]) -> Result<(Vec<Seen>, bool), AnswerError> {
+        events(bytes, to, &[])
+    }
+
+    const PIPELINE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nServer: x\r\n\r\nhello\
+        HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: </a>\r\n\r\nHTTP/1.1 403 Forbidden\r\n\
+        Transfer-Encoding: chunked\r\n\r\n4;x=y\r\nabcd\r\n00\r\nTrailer: 1\r\n\r\n\
+        HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n\
+        HTTP/1.1 204 No Content\r\n\r\n\
+        HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n\
+        HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 0\r\n\r\n\
+        HTTP/1.1 502\r\nConnection: close\r\nContent-Length: 1\r\n\r\n!";
+
+    const PIPELINE_TO: [AnswerTo; 3] = [AnswerTo::Other, AnswerTo::Other, AnswerTo::Head];
+
+    fn pipeline_events() -> Vec<Seen> {
+        use Seen::{End, Head};
+        vec![
+            Head(200),
+            End(true),
+            Head(403),
+            End(true),
+            Head(200),
+            End(true),
+            Head(204),
+            End(true),
+            Head(304),
+            End(true),
+            Head(200),
+            End(true),
+            Head(502),
+            End(false),
+        ]
+    }
+
+    #[test]
+    fn each_answer_ends_where_rfc_9112_6_3_says() {
+        assert_eq!(
+            whole(PIPELINE, &PIPELINE_TO),
+            Ok((pipeline_events(), false))
+        );
+    }
+
+    #[test]
+    fn without_a_length_the_body_ends_at_the_close() {
+        let (seen, open) = whole(b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 500 no\r\n\r\n", &[]).unwrap();
+        assert_eq!(seen, [Seen::Head(200)]);
+        assert!(open);
+        // A coding that is not chunked has no other end either, whatever a length says (RFC 9112 §6.3 item 4).
+        let (seen, open) = whole(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\nContent-Length: 1\r\n\r\nabc",
+            &[],
+        )
+        .unwrap();
+        assert_eq!(seen, [Seen::Head(200)]);
+        assert!(open);
+    }
+
+    #[test]
+    fn after_101_and_a_tunnel_nothing_may_follow() {
+        let switch = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n";
+        assert_eq!(
+            whole(switch, &[]).unwrap().0,
+            [Seen::Head(101), Seen::End(false)]
+        );
+        let tunnel = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n";
+        assert_eq!(
+            whole(tunnel, &[AnswerTo::Connect]).unwrap().0,
+            [Seen::Head(200), Seen::End(false)]
+        );
+        let refused = b"HTTP/1.1 405 No\r\nContent-Length: 1\r\n\r\nx";
+        assert_eq!(
+            whole(refused, &[AnswerTo::Connect]).unwrap().0,
+            [Seen::Head(405), Seen::End(true)]
+        );
+    }
+
+    #[test]
+    fn an_answer_with_two_ends_is_an_error() {
+        for (answer, error) in [
+            (
+                &b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n"[..],
+                AnswerError::BadLength,
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n",
+                AnswerError::BadLength,
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n",
+                AnswerError::BadLength,
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+                AnswerError::BadChunk,
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n",
+                AnswerError::BadChunk,
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
+                AnswerError::BadChunk,
+            ),
+            (b"HTTP/2.0 200 OK\r\n\r\n", AnswerError::NotHttp),
+            (b"HTTP/1.1 20 OK\r\n\r\n", AnswerError::NotHttp),
+            (b"HTTP/1.1 2000 OK\r\n\r\n", AnswerError::NotHttp),
+            (b"\x16\x03\x01\x00\n", AnswerError::NotHttp),
+        ] {
+            assert_eq!(whole(answer, &[]), Err(error), "{}", answer.escape_ascii());
+        }
+        let same = b"HTTP/1.1 200 OK\r\nContent-Length: 1, 1\r\nContent-Length: 1\r\n\r\nx";
+        assert_eq!(
+            whole(same, &[]).unwrap().0,
+            [Seen::Head(200), Seen::End(true)]
+        );
+    }
+
+    #[test]
+    fn a_balancer_s_own_answer_is_recognised() {
+        let mut reader = AnswerReader::default();
+        let answer = b"HTTP/1.1 463 \r\nserver: awselb/2.0\r\nContent-Length: 0\r\n\r\n";
+        let head = reader.read(answer, AnswerTo::Other).unwrap().head.unwrap();
+        assert_eq!((head.status, head.balancer), (463, true));
+        let answer = b"HTTP/1.1 400 \r\nServer: nginx\r\nContent-Length: 0\r\n\r\n";
+        let head = reader.read(answer, AnswerTo::Other).unwrap().head.unwrap();
+        assert_eq!((head.status, head.balancer), (400, false));
+    }
+
+    #[test]
+    fn the_head_s_byte_cap_is_reached_and_memory_stays_bounded() {
+        let mut reader = AnswerReader::default();
+        reader
+            .read(b"HTTP/1.1 200 OK\r\nX: ", AnswerTo::Other)
+            .unwrap();
+        let block = [b'a'; 4096];
+        let mut error = None;
+        for _ in 0..HEAD_BYTES_MAX / block.len() + 1 {
+            if let Err(e) = reader.read(&block, AnswerTo::Other) {
+                error = Some(e);
+                break;
+            }
+            assert!(reader.line.capacity() <= 2 * LINE_BYTES_MAX);
+        }
+        assert_eq!(error, Some(AnswerError::HeadTooLong));
+        // Interim answers count together.
+        let endless = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(HEAD_BYTES_MAX / 20);
+        assert_eq!(whole(&endless, &[]), Err(AnswerError::HeadTooLong));
+        // But any number of whole answers, chunks and long lines below the cap pass.
+        let long = [
+            b"HTTP/1.1 200 OK\r\nSet-Cookie: ".to_vec(),
+            vec![b'c'; HEAD_BYTES_MAX / 2],
+            b"\r\nContent-Length: 0\r\n\r\n".to_vec(),
+        ]
+        .concat()
+        .repeat(4);
+        assert_eq!(whole(&long, &[]).unwrap().0.len(), 8);
+        let chunks = [
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec(),
+            b"1\r\nx\r\n".repeat(HEAD_BYTES_MAX / 4),
+            b"0\r\n\r\n".to_vec(),
+        ]
+        .concat();
+        assert_eq!(whole(&chunks, &[]).unwrap().0.len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_gives_the_same_answers(cuts in prop::collection::vec(1_usize..40, 1..30)) {
+            let got = events(PIPELINE, &PIPELINE_TO, &cuts).unwrap();
+            prop_assert_eq!(got, (pipeline_events(), false));
+        }
+
+        #[test]
+        fn no_bytes_panic_and_any_split_of_them_reads_alike(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..60),
+            at in 0_usize..400,
+            cuts in prop::collection::vec(1_usize..9, 1..9),
+        ) {
+            // Noise alone never gets past the status line: put it into a good exchange.
+            let at = at.min(PIPELINE.len());
+            let mut noisy = PIPELINE[..at].to_vec();
+            noisy.append(&mut bytes);
+            noisy.extend_from_slice(&PIPELINE[at..]);
+            prop_assert_eq!(events(&noisy, &PIPELINE_TO, &cuts), whole(&noisy, &PIPELINE_TO));
+        }
+    }
+}

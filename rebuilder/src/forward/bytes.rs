@@ -1,0 +1,399 @@
+//! A captured request becomes the bytes to send.
+//!
+//! The analyser gets what the server got. The bytes added or changed are these and no others:
+//!
+//! - `X-Forwarded-For: <client>`, a line of its own or appended to the last captured one; `X-Real-IP: <client>`;
+//!   `X-Server-Addr` and `X-Server-Port`: the original destination; `X-Mirror-Flags` where a flag is set. Our lines
+//!   stand after the captured ones. They always end in CRLF: whoever takes a bare LF takes a CRLF too, not the other
+//!   way round.
+//! - A captured field that would pass for one of ours has its first byte overwritten with `Z`, flagged `spoofed`.
+//! - Under `--hop-by-hop persist` a captured `Connection: close` reads `keep-alive`, and HTTP/1.0 gets
+//!   `Connection: keep-alive`, flagged `hop`: the connection to the analyser is ours, not the client's.
+//! - A body that was not captured whole: `Content-Length` is rewritten in place to what there is; a chunked body ends
+//!   after its last whole chunk with the zero chunk.
+//! - Empty lines before the request line are not sent. They are no part of the request (RFC 9112 §2.2 has the server
+//!   ignore them), and nothing a rule could look at.
+//!
+//! Pure. Nothing that was captured decides a byte of what is added: addresses, ports and flag names are formatted
+//! from their types, so no header can be injected through them. A request whose ranges do not fit its bytes (which
+//! the HTTP stage never gives) is sent without the change that its range asked for; nothing panics.
+
+use std::io::Write as _;
+use std::ops::Range;
+
+use super::answer::AnswerTo;
+use super::sharing::{self, Sharing};
+use crate::http::{Flags, Framing, Request};
+
+/// Where the client's address goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XffStyle {
+    /// A line of its own after the captured headers (default).
+    #[default]
+    Line,
+    /// Appended to the last captured `X-Forwarded-For`; a line of its own where there is none.
+    Append,
+}
+
+/// What happens to the captured `Connection` header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HopByHop {
+    /// `close` is overwritten with `keep-alive`, and HTTP/1.0 gets `Connection: keep-alive` (default).
+    #[default]
+    Persist,
+    /// As captured, at the price of a connection for each such request.
+    Keep,
+}
+
+/// The choices an operator has about the bytes that are sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rewrite {
+    /// `--xff line|append`.
+    pub xff: XffStyle,
+    /// `--hop-by-hop persist|keep`.
+    pub hop_by_hop: HopByHop,
+}
+
+/// What is sent for one request.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// All of it: head, added lines, body.
+    pub bytes: Vec<u8>,
+    /// What may stand behind it on its connection.
+    pub sharing: Sharing,
+    /// What its answer's framing depends on.
+    pub answer: AnswerTo,
+    /// The captured flags, with `spoofed` and `hop` as the bytes have it.
+    pub flags: Flags,
+}
+
+/// Which captured field a header is, as far as anything here depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Field {
+    /// Would pass for one of ours.
+    Ours,
+    ForwardedFor,
+    Connection,
+    ContentLength,
+    TransferEncoding,
+    Host,
+    Upgrade,
+    /// Reads as one of the four before only to a lenient reader: `_` for `-`, a space around it.
+    Lookalike,
+    Other,
+}
+
+impl Field {
+    pub(super) fn of(name: &[u8]) -> Self {
+        // By length first: nearly every header ends here.
+        match name.trim_ascii().len() {
+            4 | 7 | 9 | 10 | 13 | 14 | 15 | 17 => {}
+            _ => return Self::Other,
+        }
+        let exact = |field: &str| name.eq_ignore_ascii_case(field.as_bytes());
+        let alike = |field: &str| {
+            let name = name.trim_ascii();
+            name.len() == field.len()
+                && name.iter().zip(field.bytes()).all(|(&a, b)| {
+                    let a = if a == b'_' { b'-' } else { a };
+                    a.eq_ignore_ascii_case(&b)
+                })
+        };
+        const FRAMING: [(&str, Field); 5] = [
+            ("Connection", Field::Connection),
+            ("Content-Length", Field::ContentLength),
+            ("Transfer-Encoding", Field::TransferEncoding),
+            ("Host", Field::Host),
+            ("Upgrade", Field::Upgrade),
+        ];
+        if OURS.iter().any(|ours| alike(ours)) {
+            return Self::Ours;
+        }
+        if exact("X-Forwarded-For") {
+            return Self::ForwardedFor;
+        }
+        for (field, kind) in FRAMING {
+            if exact(field) {
+                return kind;
+            }
+            if alike(field) {
+                return Self::Lookalike;
+            }
+        }
+        Self::Other
+    }
+}
+
+/// Fields that an analyser believes because they come from us; `X-Forwarded-For` is a list whose last entry is ours.
+const OURS: [&str; 4] = [
+    "X-Real-IP",
+    "X-Server-Addr",
+    "X-Server-Port",
+    "X-Mirror-Flags",
+];
+
+/// Room for the added lines: two IPv6 addresses, the flags, the names.
+const ADDED_BYTES: usize = 320;
+
+/// The bytes to send for `request`.
+#[must_use]
+pub fn outgoing(request: &Request, rewrite: Rewrite) -> Outgoing {
+    let mut flags = request.flags - Flags::HOP;
+    let mut out = Writer::new(request);
+    let body = Body::of(request);
+
+    let appended_to = match rewrite.xff {
+        XffStyle::Line => None,
+        XffStyle::Append => request.headers.iter().rposition(|h| {
+            h.value.is_some() && Field::of(out.captured(&h.name)) == Field::ForwardedFor
+        }),
+    };
+    let mut keep_alive = request.version != (1, 0);
+    let mut length_rewritten = false;
+    for (i, header) in request.headers.iter().enumerate() {
+        let field = Field::of(out.captured(&header.name));
+        match (field, &header.value) {
+            (Field::Ours, _) => {
+                let start = first_visible(out.captured(&header.name), header.name.start);
+                out.replace(start..start + 1, b"Z");
+                flags |= Flags::SPOOFED;
+            }
+            (Field::Connection, Some(value)) if rewrite.hop_by_hop == HopByHop::Persist => {
+                for token in list_items(out.captured(value), value.start) {
+                    if out.captured(&token).eq_ignore_ascii_case(b"close") {
+                        out.replace(token, b"keep-alive");
+                        keep_alive = true;
+                        flags |= Flags::HOP;
+                    } else if out.captured(&token).eq_ignore_ascii_case(b"keep-alive") {
+                        keep_alive = true;
+                    }
+                }
+            }
+            (Field::ContentLength, Some(value)) => {
+                if let Body::Short { promised, captured } = body
+                    && parse_length(out.captured(value)) == Some(promised)
+                {
+                    out.replace(value.clone(), captured.to_string().as_bytes());
+                    length_rewritten = true;
+                }
+            }
+            (Field::ForwardedFor, Some(value)) if appended_to == Some(i) => {
+                out.copy_to(value.end);
+                let separator = if value.is_empty() { " " } else { ", " };
+                let _ = write!(out.bytes, "{separator}{}", request.origin);
+            }
+            _ => {}
+        }
+    }
+    if rewrite.hop_by_hop == HopByHop::Persist && !keep_alive {
+        flags |= Flags::HOP;
+    }
+
+    out.copy_to(request.head_end - empty_line(request));
+    // Writing to a Vec cannot fail.
+    if appended_to.is_none() {
+        let _ = write!(out.bytes, "X-Forwarded-For: {}\r\n", request.origin);
+    }
+    let server = request.endpoints.dst;
+    let _ = write!(
+        out.bytes,
+        "X-Real-IP: {}\r\nX-Server-Addr: {}\r\nX-Server-Port: {}\r\n",
+        request.origin,
+        server.ip(),
+        server.port()
+    );
+    write_flags(&mut out.bytes, flags);
+    if rewrite.hop_by_hop == HopByHop::Persist && !keep_alive {
+        out.bytes.extend_from_slice(b"Connection: keep-alive\r\n");
+    }
+    out.copy_to(request.head_end);
+    let head_len = out.bytes.len();
+    let framed = match body {
+        Body::Whole { end, strict } => {
+            out.copy_to(end);
+            strict
+        }
+        Body::Short { .. } => {
+            out.copy_to(request.raw.len());
+            length_rewritten
+        }
+        Body::CutChunks { end, strict } => {
+            out.copy_to(end);
+            out.bytes.extend_from_slice(b"0\r\n\r\n");
+            strict
+        }
+    };
+    let body_len = out.bytes.len() - head_len;
+    let bytes = out.bytes;
+    let sharing = sharing::of(
+        request,
+        &sharing::Sent {
+            flags,
+            persist: rewrite.hop_by_hop == HopByHop::Persist,
+            head_len,
+            body_len,
+            framed,
+        },
+    );
+    Outgoing {
+        bytes,
+        sharing,
+        answer: AnswerTo::method(request.raw.get(request.method.clone()).unwrap_or_default()),
+        flags,
+    }
+}
+
+/// The names of the flags that are set, if any is.
+fn write_flags(out: &mut Vec<u8>, flags: Flags) {
+    let mut separator = "X-Mirror-Flags: ";
+    for (name, _) in flags.iter_names() {
+        out.extend_from_slice(separator.as_bytes());
+        out.extend(name.bytes().map(|b| b.to_ascii_lowercase()));
+        separator = ", ";
+    }
+    if !flags.is_empty() {
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Copies the captured bytes in order, with changes in between.
+struct Writer<'a> {
+    raw: &'a [u8],
+    at: usize,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(request: &'a Request) -> Self {
+        Self {
+            raw: &request.raw,
+            at: request.line_start.min(request.raw.len()),
+            bytes: Vec::with_capacity(request.raw.len() + ADDED_BYTES),
+        }
+    }
+
+    fn captured(&self, range: &Range<usize>) -> &'a [u8] {
+        self.raw.get(range.clone()).unwrap_or_default()
+    }
+
+    /// Copies up to `end`; nothing when that was copied already.
+    fn copy_to(&mut self, end: usize) {
+        if let Some(bytes) = self.raw.get(self.at..end) {
+            self.bytes.extend_from_slice(bytes);
+            self.at = end;
+        }
+    }
+
+    /// Copies up to the range and writes `with` in its place.
+    fn replace(&mut self, range: Range<usize>, with: &[u8]) {
+        if range.start < self.at || range.start > range.end || range.end > self.raw.len() {
+            return;
+        }
+        self.copy_to(range.start);
+        self.bytes.extend_from_slice(with);
+        self.at = range.end;
+    }
+}
+
+/// What of the body is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Body {
+    /// As captured, up to `end`; `strict` when every reader agrees that it ends there.
+    Whole { end: usize, strict: bool },
+    /// Fewer bytes than `Content-Length` promised.
+    Short { promised: u64, captured: usize },
+    /// Chunked and cut: up to `end`, then the zero chunk.
+    CutChunks { end: usize, strict: bool },
+}
+
+impl Body {
+    fn of(request: &Request) -> Self {
+        let start = request.head_end.min(request.raw.len());
+        let body = request.raw.get(start..).unwrap_or_default();
+        match request.framing {
+            // Bytes behind the end that the framing gives are not of this request: never sent along with it.
+            Framing::None => Self::Whole {
+                end: start,
+                strict: true,
+            },
+            Framing::Length(promised) => match usize::try_from(promised) {
+                Ok(len) if len <= body.len() => Self::Whole {
+                    end: start + len,
+                    strict: true,
+                },
+                _ => Self::Short {
+                    promised,
+                    captured: body.len(),
+                },
+            },
+            Framing::Chunked => {
+                let walk = sharing::walk_chunks(body);
+                if let Some(end) = walk.end {
+                    return Self::Whole {
+                        end: start + end,
+                        strict: end == body.len(),
+                    };
+                }
+                if !request.flags.intersects(Flags::TRUNCATED | Flags::ABORTED) {
+                    return Self::Whole {
+                        end: request.raw.len(),
+                        strict: false,
+                    };
+                }
+                // Where our strict walk and the tolerant parser name the same last whole chunk, so does everybody.
+                let tolerant = request.last_whole_chunk_end.clamp(start, request.raw.len());
+                let strict = start + walk.chunks_end;
+                if walk.trailers || strict == tolerant {
+                    Self::CutChunks {
+                        end: strict,
+                        strict: true,
+                    }
+                } else {
+                    Self::CutChunks {
+                        end: tolerant,
+                        strict: false,
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Bytes of the empty line that ends the head: 2 for CRLF, 1 for a bare LF.
+fn empty_line(request: &Request) -> usize {
+    match request.raw.get(..request.head_end) {
+        Some(head) if head.ends_with(b"\n\r\n") => 2,
+        Some(head) if head.ends_with(b"\n") => 1,
+        _ => 0,
+    }
+}
+
+/// Where the first byte that is no space stands; a space before a name is part of its range.
+fn first_visible(name: &[u8], start: usize) -> usize {
+    start
+        + name
+            .iter()
+            .position(|b| !b.is_ascii_whitespace())
+            .unwrap_or(0)
+}
+
+/// `1*DIGIT` that fits.
+pub(super) fn parse_length(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// The members of a comma list that begins at `base`, without the white space around them.
+fn list_items(list: &[u8], base: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let mut items = Vec::new();
+    let mut start = base;
+    for part in list.split(|&b| b == b',') {
+        let lead = part.len() - part.trim_ascii_start().len();
+        let item = part.trim_ascii();
+        items.push(start + lead..start + lead + item.len());
+        start += part.len() + 1;
+    }
+    items.into_iter()
+}

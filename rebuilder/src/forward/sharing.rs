@@ -1,0 +1,299 @@
+//! Which requests may be followed by others on one connection.
+//!
+//! A shared connection is safe only while we and the analyser agree where each request ends. So sharing is not granted
+//! by the parser that framed the request, which is tolerant on purpose, but by this second, strict reader: what it
+//! does not recognise byte for byte goes alone, whatever the flags say. It errs towards quarantine.
+
+use super::bytes::{Field, parse_length};
+use crate::http::{Flags, Framing, Request};
+
+/// What may stand behind a request on its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Anything.
+    Followed,
+    /// Nothing: the analyser may close or leave HTTP after it.
+    Last,
+    /// Nothing before or behind: two readers may disagree where it ends.
+    Alone,
+}
+
+/// A longer head meets the smallest limit of a usual server (8 KiB a line in nginx and Apache) and a close.
+pub const HEAD_SHARED_MAX: usize = 8 * 1024;
+/// A longer body meets nginx' default `client_max_body_size`, 413 and a close.
+pub const BODY_SHARED_MAX: usize = 1024 * 1024;
+/// More fields than this meet Apache's `LimitRequestFields` (100) and a close.
+pub const FIELDS_SHARED_MAX: usize = 90;
+
+/// What was made of the request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub flags: Flags,
+    /// `Connection` was overwritten where it would have closed.
+    pub persist: bool,
+    pub head_len: usize,
+    pub body_len: usize,
+    /// The body that is sent ends where the head says.
+    pub framed: bool,
+}
+
+/// What may stand behind `request`.
+pub(super) fn of(request: &Request, sent: &Sent) -> Sharing {
+    if sent.flags.contains(Flags::DISPUTED) || !sent.framed {
+        return Sharing::Alone;
+    }
+    let Some(head) = strict_head(request) else {
+        return Sharing::Alone;
+    };
+    let framing_agrees = match request.framing {
+        Framing::None => head.lengths == 0 && head.codings == 0,
+        // Our own rewriting put the number of bytes there that is sent.
+        Framing::Length(_) => head.lengths == 1 && head.codings == 0,
+        Framing::Chunked => {
+            head.lengths == 0 && head.codings == 1 && head.chunked && request.version == (1, 1)
+        }
+    };
+    if !framing_agrees || head.lookalikes > 0 {
+        return Sharing::Alone;
+    }
+    let stays_open = if sent.persist {
+        true
+    } else {
+        !head.close && (request.version == (1, 1) || head.keep_alive)
+    };
+    let followed = stays_open
+        && !head.upgrade
+        && head.plain_method
+        && head.plain_target
+        && head.hosts == 1
+        && sent.head_len <= HEAD_SHARED_MAX
+        && sent.body_len <= BODY_SHARED_MAX
+        && request.headers.len() <= FIELDS_SHARED_MAX;
+    if followed {
+        Sharing::Followed
+    } else {
+        Sharing::Last
+    }
+}
+
+/// What a strict reading of a head found.
+#[derive(Clone, Copy, Debug, Default)]
+struct StrictHead {
+    lengths: usize,
+    codings: usize,
+    chunked: bool,
+    hosts: usize,
+    lookalikes: usize,
+    upgrade: bool,
+    close: bool,
+    keep_alive: bool,
+    plain_method: bool,
+    plain_target: bool,
+}
+
+/// Reads the head once more; `None` when a byte of it is out of RFC 9112's grammar or not where the ranges say.
+fn strict_head(request: &Request) -> Option<StrictHead> {
+    let raw = request.raw.as_slice();
+    let method = raw.get(request.method.clone())?;
+    let target = raw.get(request.target.clone())?;
+    if request.method.start != request.line_start
+        || method.is_empty()
+        || !method.iter().all(|&b| is_tchar(b))
+        || request.target.start != request.method.end.checked_add(1)?
+        || raw.get(request.method.end) != Some(&b' ')
+        || target.is_empty()
+        || target.iter().any(|&b| b <= b' ' || b == 0x7f)
+    {
+        return None;
+    }
+    let version: &[u8] = match request.version {
+        (1, 0) => b" HTTP/1.0\r\n",
+        (1, 1) => b" HTTP/1.1\r\n",
+        _ => return None,
+    };
+    let mut at = request.target.end;
+    if !raw.get(at..)?.starts_with(version) {
+        return None;
+    }
+    at += version.len();
+
+    let mut head = StrictHead {
+        plain_method: method.iter().all(u8::is_ascii_uppercase) && method != b"CONNECT",
+        plain_target: is_plain_target(target),
+        ..StrictHead::default()
+    };
+    for header in &request.headers {
+        let name = raw.get(header.name.clone())?;
+        let value_range = header.value.clone()?;
+        let value = raw.get(value_range.clone())?;
+        if header.name.start != at
+            || name.is_empty()
+            || !name.iter().all(|&b| is_tchar(b))
+            || raw.get(header.name.end) != Some(&b':')
+            || !raw
+                .get(header.name.end + 1..value_range.start)?
+                .iter()
+                .all(|&b| is_blank(b))
+            || value.iter().any(|&b| (b < b' ' && b != b'\t') || b == 0x7f)
+        {
+            return None;
+        }
+        at = value_range.end;
+        while raw.get(at).copied().is_some_and(is_blank) {
+            at += 1;
+        }
+        if !raw.get(at..)?.starts_with(b"\r\n") {
+            return None;
+        }
+        at += 2;
+        match Field::of(name) {
+            Field::ContentLength => {
+                head.lengths += 1;
+                parse_length(value)?;
+            }
+            Field::TransferEncoding => {
+                head.codings += 1;
+                head.chunked = value.eq_ignore_ascii_case(b"chunked");
+            }
+            Field::Host => head.hosts += if is_plain_host(value) { 1 } else { 2 },
+            Field::Upgrade => head.upgrade = true,
+            Field::Connection => {
+                for token in value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
+                    head.close |= token.eq_ignore_ascii_case(b"close");
+                    head.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
+                    head.upgrade |= token.eq_ignore_ascii_case(b"upgrade");
+                }
+            }
+            Field::Lookalike => head.lookalikes += 1,
+            Field::Ours | Field::ForwardedFor | Field::Other => {}
+        }
+    }
+    (raw.get(at..request.head_end)? == b"\r\n").then_some(head)
+}
+
+/// A path whose escapes are whole: nginx answers any other target with 400 and a close.
+fn is_plain_target(target: &[u8]) -> bool {
+    let path_end = target.iter().position(|&b| b == b'?');
+    let path = target
+        .get(..path_end.unwrap_or(target.len()))
+        .unwrap_or_default();
+    let mut escapes = path.iter().enumerate().filter(|&(_, &b)| b == b'%');
+    path.first() == Some(&b'/')
+        && escapes.all(|(i, _)| match path.get(i + 1..i + 3) {
+            Some(hex) => hex.iter().all(u8::is_ascii_hexdigit) && hex != b"00",
+            None => false,
+        })
+}
+
+/// A host that no usual server refuses.
+fn is_plain_host(host: &[u8]) -> bool {
+    !host.is_empty()
+        && host
+            .iter()
+            .all(|&b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b))
+}
+
+const fn is_blank(b: u8) -> bool {
+    b == b' ' || b == b'\t'
+}
+
+/// RFC 9110 §5.6.2.
+const fn is_tchar(b: u8) -> bool {
+    b.is_ascii_alphanumeric()
+        || matches!(
+            b,
+            b'!' | b'#'
+                | b'$'
+                | b'%'
+                | b'&'
+                | b'\''
+                | b'*'
+                | b'+'
+                | b'-'
+                | b'.'
+                | b'^'
+                | b'_'
+                | b'`'
+                | b'|'
+                | b'~'
+        )
+}
+
+/// How far a body follows RFC 9112 §7.1 to the letter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct ChunkWalk {
+    /// Where the last whole chunk with data ends.
+    pub chunks_end: usize,
+    /// The zero chunk was seen.
+    pub trailers: bool,
+    /// Where the body ends, behind its trailers; `None` when it does not end or is not to the letter.
+    pub end: Option<usize>,
+}
+
+/// Walks a chunked body, stopping at the first byte that is not to the letter.
+pub(super) fn walk_chunks(body: &[u8]) -> ChunkWalk {
+    let mut walk = ChunkWalk::default();
+    loop {
+        let Some((size, data)) = chunk_line(body, walk.chunks_end) else {
+            return walk;
+        };
+        if size == 0 {
+            walk.trailers = true;
+            walk.end = trailers_end(body, data);
+            return walk;
+        }
+        let Some(end) = data.checked_add(size) else {
+            return walk;
+        };
+        match body.get(end..).map(|rest| rest.starts_with(b"\r\n")) {
+            Some(true) => walk.chunks_end = end + 2,
+            _ => return walk,
+        }
+    }
+}
+
+/// A chunk's size and where its data begins: `1*HEXDIG [ ";" ext ] CRLF`.
+fn chunk_line(body: &[u8], at: usize) -> Option<(usize, usize)> {
+    let rest = body.get(at..)?;
+    let digits = rest.iter().take_while(|b| b.is_ascii_hexdigit()).count();
+    // More than 15 digits overflow somebody's 64-bit arithmetic.
+    if digits == 0 || digits > 15 {
+        return None;
+    }
+    let size = std::str::from_utf8(rest.get(..digits)?).ok()?;
+    let size = usize::from_str_radix(size, 16).ok()?;
+    let line = line_end(rest)?;
+    let extension = rest.get(digits..line)?;
+    let plain = extension.is_empty() || extension.starts_with(b";") && is_field_text(extension);
+    plain.then_some((size, at + line + 2))
+}
+
+/// Where the trailers that begin at `at` end, the empty line included.
+fn trailers_end(body: &[u8], mut at: usize) -> Option<usize> {
+    loop {
+        let rest = body.get(at..)?;
+        let line = rest.get(..line_end(rest)?)?;
+        at += line.len() + 2;
+        if line.is_empty() {
+            return Some(at);
+        }
+        let colon = line.iter().position(|&b| b == b':')?;
+        let (name, value) = line.split_at_checked(colon)?;
+        if name.is_empty() || !name.iter().all(|&b| is_tchar(b)) || !is_field_text(value) {
+            return None;
+        }
+    }
+}
+
+/// Bytes before the first line end when that is a CRLF.
+fn line_end(rest: &[u8]) -> Option<usize> {
+    let lf = rest.iter().position(|&b| b == b'\n')?;
+    let cr = lf.checked_sub(1)?;
+    (rest.get(cr) == Some(&b'\r')).then_some(cr)
+}
+
+fn is_field_text(bytes: &[u8]) -> bool {
+    bytes
+        .iter()
+        .all(|&b| (b >= b' ' || b == b'\t') && b != 0x7f)
+}

@@ -1,0 +1,218 @@
+//! Where the analyser is: `--forward http(s)://HOST:PORT`.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
+
+use super::ForwardError;
+
+/// A parsed `--forward`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// `https`.
+    pub tls: bool,
+    /// A name or an address, an IPv6 one without brackets.
+    pub host: String,
+    /// 80 or 443 when the URL names none.
+    pub port: u16,
+}
+
+impl Target {
+    /// Asks the resolver. Blocks: for the start and for the slow side, never for a worker.
+    ///
+    /// # Errors
+    /// [`ForwardError::Resolve`], also when the name has no address.
+    pub fn resolve(&self) -> Result<Vec<SocketAddr>, ForwardError> {
+        let fail = |source| ForwardError::Resolve {
+            host: self.host.clone(),
+            source,
+        };
+        let mut found: Vec<SocketAddr> = (self.host.as_str(), self.port)
+            .to_socket_addrs()
+            .map_err(fail)?
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        if found.is_empty() {
+            return Err(fail(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the name has no address",
+            )));
+        }
+        Ok(found)
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        if self.host.contains(':') {
+            write!(f, "{scheme}://[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{scheme}://{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = ForwardError;
+
+    fn from_str(url: &str) -> Result<Self, ForwardError> {
+        let bad = |why: &'static str| ForwardError::Url {
+            url: url.to_owned(),
+            why,
+        };
+        let (scheme, rest) = url
+            .split_once("://")
+            .ok_or_else(|| bad("it has no scheme"))?;
+        let tls = match scheme {
+            _ if scheme.eq_ignore_ascii_case("http") => false,
+            _ if scheme.eq_ignore_ascii_case("https") => true,
+            _ => return Err(bad("the scheme is neither http nor https")),
+        };
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if authority.contains(['/', '?', '#']) {
+            return Err(bad(
+                "it has a path, but requests keep the path that was captured",
+            ));
+        }
+        if authority.contains('@') {
+            return Err(bad("user names and passwords are not sent"));
+        }
+        let (host, port) = if let Some(bracketed) = authority.strip_prefix('[') {
+            let (host, rest) = bracketed
+                .split_once(']')
+                .ok_or_else(|| bad("the bracket is not closed"))?;
+            if !matches!(host.parse(), Ok(IpAddr::V6(_))) {
+                return Err(bad("what stands in brackets is no IPv6 address"));
+            }
+            match rest.strip_prefix(':') {
+                Some(port) => (host, Some(port)),
+                None if rest.is_empty() => (host, None),
+                None => return Err(bad("the port is missing behind the bracket")),
+            }
+        } else {
+            match authority.split_once(':') {
+                Some((_, port)) if port.contains(':') => {
+                    return Err(bad("an IPv6 address stands in brackets"));
+                }
+                Some((host, port)) => (host, Some(port)),
+                None => (authority, None),
+            }
+        };
+        let host_byte = |b: u8| b.is_ascii_alphanumeric() || b"-._:".contains(&b);
+        if host.is_empty() || !host.bytes().all(host_byte) {
+            return Err(bad("the host is empty or has a character that no host has"));
+        }
+        let port = match port {
+            None if tls => 443,
+            None => 80,
+            // `u16::from_str` would take a plus sign.
+            Some(port) => match port.parse() {
+                Ok(number) if number != 0 && !port.starts_with('+') => number,
+                _ => return Err(bad("the port is not a number from 1 to 65535")),
+            },
+        };
+        Ok(Self {
+            tls,
+            host: host.to_owned(),
+            port,
+        })
+    }
+}
+
+/// The analyser's current addresses: written by whoever resolves the name again, read when a connection is opened.
+#[derive(Debug, Default)]
+pub struct Addresses {
+    // Held for the copy of one address, a few times a second at most.
+    list: Mutex<Vec<SocketAddr>>,
+}
+
+impl Addresses {
+    /// These.
+    #[must_use]
+    pub fn new(list: Vec<SocketAddr>) -> Self {
+        Self {
+            list: Mutex::new(list),
+        }
+    }
+
+    /// From now on these. An empty list is ignored: a resolver that fails must not cut off what still works.
+    pub fn set(&self, list: Vec<SocketAddr>) {
+        if !list.is_empty() {
+            *self.list.lock().unwrap_or_else(PoisonError::into_inner) = list;
+        }
+    }
+
+    /// The `turn`-th, round and round.
+    #[must_use]
+    pub fn pick(&self, turn: usize) -> Option<SocketAddr> {
+        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        list.get(turn.checked_rem(list.len())?).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_gives_scheme_host_and_port() {
+        for (url, tls, host, port) in [
+            ("http://10.0.0.1:8080", false, "10.0.0.1", 8080),
+            ("https://waf.internal", true, "waf.internal", 443),
+            ("HTTP://waf.internal/", false, "waf.internal", 80),
+            ("http://[2001:db8::1]:81", false, "2001:db8::1", 81),
+        ] {
+            let target: Target = url.parse().unwrap();
+            assert_eq!(
+                (target.tls, target.host.as_str(), target.port),
+                (tls, host, port)
+            );
+            assert_eq!(target.to_string().parse::<Target>().unwrap(), target);
+        }
+    }
+
+    #[test]
+    fn a_bad_url_is_one_line_that_names_it_and_the_form() {
+        for url in [
+            "10.0.0.1:8080",
+            "ftp://x:1",
+            "http://x:0",
+            "http://x:65536",
+            "http://x:+80",
+            "http://x:",
+            "http://:80",
+            "http://x/path",
+            "http://x?q",
+            "http://u:p@x",
+            "http://::1:80",
+            "http://[::1",
+            "http://[x]:80",
+            "http://[::1]80",
+            "http://a b",
+            "http://a\r\nX: y",
+        ] {
+            let line = url.parse::<Target>().unwrap_err().to_string();
+            assert!(line.contains("http(s)://HOST:PORT"), "{line}");
+            assert!(!line.contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_taken_in_turn_and_never_become_none() {
+        let a: SocketAddr = "10.0.0.1:80".parse().unwrap();
+        let b: SocketAddr = "10.0.0.2:80".parse().unwrap();
+        let addresses = Addresses::new(vec![a, b]);
+        assert_eq!(addresses.pick(0), Some(a));
+        assert_eq!(addresses.pick(1), Some(b));
+        assert_eq!(addresses.pick(usize::MAX), Some(b));
+        addresses.set(Vec::new());
+        assert_eq!(addresses.pick(2), Some(a));
+        addresses.set(vec![b]);
+        assert_eq!(addresses.pick(2), Some(b));
+        assert_eq!(Addresses::default().pick(7), None);
+    }
+}
