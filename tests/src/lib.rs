@@ -12,10 +12,17 @@
 //! All of it needs root. Names carry the owner's pid and start time ([`janitor`]), so that whatever a killed run
 //! leaves behind is removed by the next one and by nobody else's.
 
+pub mod analyser;
+pub mod client;
+pub mod emulator;
 pub mod fabric;
 pub mod janitor;
 pub mod netns;
 pub mod network;
+pub mod nginx;
 pub mod process;
+pub mod rebuilder;
+pub mod recorder;
 pub mod skip;
 mod sys;
+pub mod world;

@@ -1,0 +1,114 @@
+//! The emulated AWS account, and the real `aws` and `sam` commands against it.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use crate::process::{self, Process, wait_for};
+use crate::rebuilder::http_get;
+
+/// The region that everything happens in.
+pub const REGION: &str = "us-east-1";
+
+/// A running emulator (`tests/emulator`).
+#[derive(Debug)]
+pub struct Emulator {
+    process: Process,
+    url: String,
+    programs: PathBuf,
+}
+
+impl Emulator {
+    /// Starts it with the Python of `venv`, and waits until it answers. Its logs go to `directory`.
+    ///
+    /// # Errors
+    /// Where it does not.
+    pub fn start(venv: &Path, directory: &Path) -> anyhow::Result<Self> {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+            .local_addr()?
+            .port();
+        let programs = venv.join("bin");
+        let mut command = process::command(programs.join("python"));
+        command
+            .args(["-m", "emulator", "--port", &port.to_string(), "--log"])
+            .arg(directory.join("emulator-calls.log"))
+            .arg("--function-logs")
+            .arg(directory.join("functions"))
+            .env("PYTHONPATH", env!("CARGO_MANIFEST_DIR"));
+        let mut process = Process::start("emulator", command, directory)?;
+        // The SAM command takes the name, not the address, for an endpoint on this machine.
+        let url = format!("http://localhost:{port}");
+        wait_for("the emulator answers", Duration::from_secs(60), || {
+            process.must_be_running()?;
+            Ok(http_get(&format!("{url}/_lab/network")).ok())
+        })?;
+        Ok(Self {
+            process,
+            url,
+            programs,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// An error with the end of its output, if it has ended.
+    ///
+    /// # Errors
+    /// Exactly then.
+    pub fn must_be_running(&mut self) -> anyhow::Result<()> {
+        self.process.must_be_running()
+    }
+
+    /// A program of the venv, with the environment of an account that is no real one.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = process::command(self.programs.join(program));
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths(
+            [self.programs.clone()]
+                .into_iter()
+                .chain(std::env::split_paths(&path)),
+        );
+        command
+            .env("PATH", path.unwrap_or_default())
+            .env("AWS_ENDPOINT_URL", &self.url)
+            .env("AWS_ACCESS_KEY_ID", "emulated")
+            .env("AWS_SECRET_ACCESS_KEY", "emulated")
+            .env("AWS_DEFAULT_REGION", REGION)
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .env("SAM_CLI_TELEMETRY", "0")
+            .env_remove("AWS_PROFILE")
+            .env_remove("AWS_SESSION_TOKEN");
+        command
+    }
+
+    /// `aws ARGUMENTS`, its answer as JSON; null where it answers nothing.
+    ///
+    /// # Errors
+    /// What the command says on standard error.
+    pub fn aws(&self, arguments: &[&str]) -> anyhow::Result<serde_json::Value> {
+        let mut command = self.command("aws");
+        command
+            .args(["--endpoint-url", &self.url, "--output", "json"])
+            .args(arguments);
+        let out = command.output().context("aws")?;
+        if !out.status.success() {
+            bail!(
+                "aws {}: {}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&out.stderr).trim()
+            );
+        }
+        if out.stdout.iter().all(u8::is_ascii_whitespace) {
+            return Ok(serde_json::Value::Null);
+        }
+        serde_json::from_slice(&out.stdout).with_context(|| format!("aws {}", arguments.join(" ")))
+    }
+}

@@ -1,0 +1,192 @@
+//! Real nginx: as the web server of an instance, and (in [`crate::analyser`]) as the analyser.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Deserialize;
+
+use crate::network::Host;
+use crate::process::{Process, wait_for};
+
+/// How long nginx may take to listen; loading the core rule set takes it a second.
+const START: Duration = Duration::from_secs(30);
+
+/// What an nginx is started with.
+pub(crate) struct Configuration<'a> {
+    /// `load_module` lines and the like.
+    pub(crate) main: &'a str,
+    /// The content of `http { … }`; it may use `access_log_here`, see [`Nginx::start`].
+    pub(crate) http: &'a str,
+}
+
+/// A running nginx with an access log of its own.
+#[derive(Debug)]
+pub struct Nginx {
+    process: Process,
+    access_log: PathBuf,
+}
+
+/// One line of the access log.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Entry {
+    /// When the answer was finished, in seconds since the epoch.
+    pub at: f64,
+    /// Number of the connection, unique in one nginx.
+    pub connection: u64,
+    /// Who opened it.
+    pub client: String,
+    /// The request line as it came.
+    pub line: String,
+    /// Bytes of head and body together.
+    pub length: u64,
+    /// Status of the answer.
+    pub status: u16,
+}
+
+impl Entry {
+    /// Everything before the first space of the request line.
+    #[must_use]
+    pub fn method(&self) -> &str {
+        self.line
+            .split_once(' ')
+            .map_or(&self.line, |(method, _)| method)
+    }
+
+    /// Everything between the first and the last space of the request line.
+    #[must_use]
+    pub fn target(&self) -> &str {
+        let rest = self.line.split_once(' ').map_or("", |(_, rest)| rest);
+        rest.rsplit_once(' ').map_or(rest, |(target, _)| target)
+    }
+}
+
+impl Nginx {
+    /// A web server on port 80 of both families that reads every request whole and answers 200 to all.
+    ///
+    /// # Errors
+    /// Where nginx does not start.
+    pub fn web_server(host: &Host, name: &str, directory: &Path) -> anyhow::Result<Self> {
+        let http = "client_max_body_size 16m; keepalive_requests 100000; keepalive_timeout 60s;\n\
+                    server { listen 80; listen [::]:80; location / { return 200 \"ok\\n\"; } }";
+        let listens = SocketAddr::from(([127, 0, 0, 1], 80));
+        Self::start(
+            host,
+            name,
+            directory,
+            &Configuration { main: "", http },
+            listens,
+        )
+    }
+
+    /// Starts nginx in `DIRECTORY/NAME`, whose access log goes on where one of that name ended.
+    pub(crate) fn start(
+        host: &Host,
+        name: &str,
+        directory: &Path,
+        configuration: &Configuration<'_>,
+        listens: SocketAddr,
+    ) -> anyhow::Result<Self> {
+        let home = directory.join(name);
+        fs::create_dir_all(&home).with_context(|| home.display().to_string())?;
+        let at = home.display();
+        let mut text = String::new();
+        write!(
+            text,
+            "{}\ndaemon off; worker_processes 1; user root; pid {at}/pid; error_log {at}/error.log;\n\
+             events {{ worker_connections 4096; }}\n\
+             http {{\n\
+             log_format entry escape=json '{{\"at\":$msec,\"connection\":$connection,\"client\":\"$remote_addr\",\
+             \"line\":\"$request\",\"length\":$request_length,\"status\":$status}}';\n\
+             access_log {at}/access.log entry;\n\
+             client_body_temp_path {at}/body; proxy_temp_path {at}/proxy; fastcgi_temp_path {at}/fastcgi;\n\
+             uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;\n\
+             {}\n}}\n",
+            configuration.main, configuration.http
+        )?;
+        let file = home.join("nginx.conf");
+        fs::write(&file, text)?;
+        let mut command = host.namespace.command("nginx");
+        // Before it has read its configuration nginx complains about /var/log/nginx to where -e says.
+        command
+            .arg("-p")
+            .arg(&home)
+            .arg("-e")
+            .arg(home.join("error.log"))
+            .arg("-c")
+            .arg(&file);
+        let mut process = Process::start(name, command, directory)?;
+        wait_for(&format!("nginx {name} listens"), START, || {
+            process
+                .must_be_running()
+                .with_context(|| crate::process::tail(&home.join("error.log"), 2000))?;
+            let connected = host
+                .namespace
+                .run(|| TcpStream::connect_timeout(&listens, Duration::from_secs(1)))?;
+            Ok(connected.is_ok().then_some(()))
+        })?;
+        Ok(Self {
+            process,
+            access_log: home.join("access.log"),
+        })
+    }
+
+    /// The access log so far, in the order in which answers were finished. Connections without a request line
+    /// (the check that it listens is one) are left out.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, or a line is not ours.
+    pub fn access_log(&self) -> anyhow::Result<Vec<Entry>> {
+        lines_of(&self.access_log)?
+            .iter()
+            .map(|line| serde_json::from_str(line).with_context(|| format!("access log: {line}")))
+            .filter(|entry: &anyhow::Result<Entry>| {
+                entry.as_ref().map_or(true, |entry| !entry.line.is_empty())
+            })
+            .collect()
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+/// The whole lines of a log that may be growing. Bytes that are not UTF-8 stand as the code point of the same number.
+pub(crate) fn lines_of(path: &Path) -> anyhow::Result<Vec<String>> {
+    let mut bytes = fs::read(path).with_context(|| path.display().to_string())?;
+    let whole = bytes
+        .iter()
+        .rposition(|&byte| byte == b'\n')
+        .map_or(0, |last| last + 1);
+    bytes.truncate(whole);
+    let text = String::from_utf8(bytes).unwrap_or_else(|not_utf8| {
+        not_utf8
+            .into_bytes()
+            .iter()
+            .map(|&byte| char::from(byte))
+            .collect()
+    });
+    Ok(text.lines().map(ToOwned::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_with_spaces_is_all_between_the_first_and_the_last() {
+        let entry = Entry {
+            at: 0.0,
+            connection: 1,
+            client: String::new(),
+            line: "GET /a b c HTTP/1.1".to_owned(),
+            length: 0,
+            status: 400,
+        };
+        assert_eq!((entry.method(), entry.target()), ("GET", "/a b c"));
+    }
+}
