@@ -14,6 +14,7 @@
 
 pub mod analyser;
 pub mod client;
+pub mod data_plane;
 pub mod emulator;
 pub mod fabric;
 pub mod janitor;
@@ -26,3 +27,11 @@ pub mod recorder;
 pub mod skip;
 mod sys;
 pub mod world;
+
+/// Seconds since the epoch.
+#[must_use]
+pub fn now() -> f64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
+}

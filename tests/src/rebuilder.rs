@@ -1,7 +1,7 @@
 //! The rebuilder under test: the real binary, in its namespace.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,11 +68,12 @@ impl Rebuilder {
     /// Where it does not.
     pub fn start(
         host: &Arc<Host>,
-        directory: &std::path::Path,
+        binary: &Path,
+        directory: &Path,
         forward: &str,
         more: &[&str],
     ) -> anyhow::Result<Self> {
-        let mut command = host.namespace.command(binary()?);
+        let mut command = host.namespace.command(binary);
         command.args([
             "run",
             "--forward",
