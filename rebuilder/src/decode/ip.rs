@@ -23,7 +23,7 @@ const MOBILITY: u8 = 135;
 const HOST_IDENTITY: u8 = 139;
 const SHIM6: u8 = 140;
 
-/// A whole IP packet, its headers gone.
+/// An IP packet, its headers gone.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct IpPacket<'a> {
     pub(super) src: IpAddr,
@@ -35,7 +35,28 @@ pub(super) struct IpPacket<'a> {
     pub(super) missing: u32,
 }
 
-pub(super) fn open(network: Network<'_>) -> Result<IpPacket<'_>, PacketOutcome> {
+/// A piece of an IP packet that was sent in several.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fragment<'a> {
+    /// What all pieces of the packet share, with both addresses and, in IPv4, the protocol.
+    pub(super) id: u32,
+    /// Where `packet.payload` begins in the whole payload, in bytes.
+    pub(super) offset: usize,
+    /// Whether it is not the last piece.
+    pub(super) more: bool,
+    /// The piece; its protocol is the whole one's where `offset` is zero.
+    pub(super) packet: IpPacket<'a>,
+}
+
+/// What an IP header stands before.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Opened<'a> {
+    Whole(IpPacket<'a>),
+    Fragment(Fragment<'a>),
+}
+
+/// Takes the IP header and its extensions off.
+pub(super) fn open(network: Network<'_>) -> Result<Opened<'_>, PacketOutcome> {
     match network {
         Network::V4(data) => v4(data),
         Network::V6(data) => v6(data),
@@ -53,15 +74,15 @@ fn limit(data: &[u8], promised: usize) -> (&[u8], u32) {
     }
 }
 
-fn v4(data: &[u8]) -> Result<IpPacket<'_>, PacketOutcome> {
+fn v4(data: &[u8]) -> Result<Opened<'_>, PacketOutcome> {
     let (header, _) = split::<20>(data).ok_or(PacketOutcome::BadIp)?;
     let [
         version_ihl,
         _,
         l0,
         l1,
-        _,
-        _,
+        i0,
+        i1,
         f0,
         f1,
         _,
@@ -85,25 +106,27 @@ fn v4(data: &[u8]) -> Result<IpPacket<'_>, PacketOutcome> {
             total.checked_sub(header_len).ok_or(PacketOutcome::BadIp)?,
         ),
     };
-    // More fragments, or an offset.
-    if u16::from_be_bytes([*f0, *f1]) & 0x3fff != 0 {
-        return Err(fragment_of(*protocol));
-    }
-    let (protocol, payload) = if *protocol == AUTHENTICATION {
-        behind_extension(AUTHENTICATION, payload)?
-    } else {
-        (*protocol, payload)
-    };
-    Ok(IpPacket {
+    let packet = IpPacket {
         src: IpAddr::V4(Ipv4Addr::new(*s0, *s1, *s2, *s3)),
         dst: IpAddr::V4(Ipv4Addr::new(*d0, *d1, *d2, *d3)),
-        protocol,
+        protocol: *protocol,
         payload,
         missing,
-    })
+    };
+    let bits = u16::from_be_bytes([*f0, *f1]);
+    let (more, offset) = (bits & 0x2000 != 0, bits & 0x1fff);
+    if more || offset != 0 {
+        return fragment(Fragment {
+            id: u16::from_be_bytes([*i0, *i1]).into(),
+            offset: usize::from(offset) * 8,
+            more,
+            packet,
+        });
+    }
+    walk(packet)
 }
 
-fn v6(data: &[u8]) -> Result<IpPacket<'_>, PacketOutcome> {
+fn v6(data: &[u8]) -> Result<Opened<'_>, PacketOutcome> {
     let (header, behind) = split::<40>(data).ok_or(PacketOutcome::BadIp)?;
     let ([version, _, _, _, l0, l1, next, _], addresses) =
         split::<8>(header).ok_or(PacketOutcome::BadIp)?;
@@ -112,56 +135,79 @@ fn v6(data: &[u8]) -> Result<IpPacket<'_>, PacketOutcome> {
     if version >> 4 != 6 {
         return Err(PacketOutcome::BadIp);
     }
-    let (mut payload, missing) = match usize::from(u16::from_be_bytes([*l0, *l1])) {
+    let (payload, missing) = match usize::from(u16::from_be_bytes([*l0, *l1])) {
         // A jumbogram (RFC 2675), or BIG TCP: the rest is the length.
         0 => (behind, 0),
         len => limit(behind, len),
     };
-    let mut protocol = *next;
+    walk(IpPacket {
+        src: IpAddr::V6(Ipv6Addr::from(*src)),
+        dst: IpAddr::V6(Ipv6Addr::from(*dst)),
+        protocol: *next,
+        payload,
+        missing,
+    })
+}
+
+/// Takes extension headers off, until what follows is none or a piece of something.
+pub(super) fn walk(mut packet: IpPacket<'_>) -> Result<Opened<'_>, PacketOutcome> {
     for _ in 0..=MAX_EXTENSION_HEADERS {
-        match protocol {
-            FRAGMENT => {
-                let ([next, _, o0, o1, ..], _) = split::<8>(payload).ok_or(PacketOutcome::BadIp)?;
-                // An offset, or more fragments. Neither: an atomic fragment is whole (RFC 6946).
-                if u16::from_be_bytes([*o0, *o1]) & 0xfff9 != 0 {
-                    return Err(fragment_of(*next));
-                }
-            }
-            HOP_BY_HOP | ROUTING | AUTHENTICATION | DESTINATION_OPTIONS | MOBILITY
-            | HOST_IDENTITY | SHIM6 => {}
-            _ => {
-                return Ok(IpPacket {
-                    src: IpAddr::V6(Ipv6Addr::from(*src)),
-                    dst: IpAddr::V6(Ipv6Addr::from(*dst)),
-                    protocol,
-                    payload,
-                    missing,
+        // IPv4 knows one of them only.
+        if !is_extension(packet.protocol)
+            || (packet.src.is_ipv4() && packet.protocol != AUTHENTICATION)
+        {
+            return Ok(Opened::Whole(packet));
+        }
+        let header = packet.protocol;
+        let at = packet.payload;
+        let ([next, len], _) = split::<2>(at).ok_or(PacketOutcome::BadIp)?;
+        let len = match header {
+            FRAGMENT => 8,
+            // RFC 4302 §2.2: counted in 32-bit words, less two.
+            AUTHENTICATION => (usize::from(*len) + 2) * 4,
+            // RFC 8200 §4: counted in 64-bit words, less one.
+            _ => (usize::from(*len) + 1) * 8,
+        };
+        packet.protocol = *next;
+        packet.payload = at.get(len..).ok_or(PacketOutcome::BadIp)?;
+        if header == FRAGMENT {
+            let ([_, _, o0, o1, id @ ..], _) = split::<8>(at).ok_or(PacketOutcome::BadIp)?;
+            let bits = u16::from_be_bytes([*o0, *o1]);
+            let (more, offset) = (bits & 1 != 0, bits & 0xfff8);
+            // Neither: an atomic fragment is whole (RFC 6946).
+            if more || offset != 0 {
+                return fragment(Fragment {
+                    id: u32::from_be_bytes(*id),
+                    offset: usize::from(offset),
+                    more,
+                    packet,
                 });
             }
         }
-        (protocol, payload) = behind_extension(protocol, payload)?;
     }
     Err(PacketOutcome::BadIp)
 }
 
-/// Takes an extension header off: the protocol of what follows, and that.
-fn behind_extension(header: u8, data: &[u8]) -> Result<(u8, &[u8]), PacketOutcome> {
-    let ([next, len], _) = split::<2>(data).ok_or(PacketOutcome::BadIp)?;
-    let len = match header {
-        FRAGMENT => 8,
-        // RFC 4302 §2.2: counted in 32-bit words, less two.
-        AUTHENTICATION => (usize::from(*len) + 2) * 4,
-        // RFC 8200 §4: counted in 64-bit words, less one.
-        _ => (usize::from(*len) + 1) * 8,
-    };
-    Ok((*next, data.get(len..).ok_or(PacketOutcome::BadIp)?))
+fn is_extension(protocol: u8) -> bool {
+    matches!(
+        protocol,
+        HOP_BY_HOP
+            | ROUTING
+            | FRAGMENT
+            | AUTHENTICATION
+            | DESTINATION_OPTIONS
+            | MOBILITY
+            | HOST_IDENTITY
+            | SHIM6
+    )
 }
 
-/// How a fragment ends: one that cannot be TCP, nor VXLAN around TCP, is no loss of a fragment.
-fn fragment_of(protocol: u8) -> PacketOutcome {
-    match protocol {
-        TCP | UDP | HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
-        | MOBILITY | HOST_IDENTITY | SHIM6 => PacketOutcome::Fragment,
-        _ => PacketOutcome::NotTcp,
+/// A fragment that cannot be TCP, nor VXLAN around TCP, ends as what it is.
+fn fragment(piece: Fragment<'_>) -> Result<Opened<'_>, PacketOutcome> {
+    let protocol = piece.packet.protocol;
+    if protocol == TCP || protocol == UDP || is_extension(protocol) {
+        Ok(Opened::Fragment(piece))
+    } else {
+        Err(PacketOutcome::NotTcp)
     }
 }

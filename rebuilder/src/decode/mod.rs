@@ -6,6 +6,9 @@
 //!            └────────────────────┘
 //! ```
 //!
+//! The pieces of a fragmented IP packet are put together again (`fragments.rs`): each but the completing one ends in
+//! `fragment`, that one in what the whole packet is.
+//!
 //! Every layer is a pure function over a slice, lenient where a mirror or a sender's offloads make frames that no
 //! wire would carry: a frame cut behind its headers is *cut*, not bad; IP lengths of zero mean "the rest"; no
 //! checksum is looked at, since a mirror copies frames before the card fills it in and cuts them afterwards.
@@ -13,6 +16,7 @@
 //!
 //! No input panics.
 
+mod fragments;
 mod ip;
 mod link;
 mod tcp;
@@ -24,6 +28,7 @@ use crate::receive::{Frame, LinkType};
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
+pub use fragments::{FRAGMENT_TIMEOUT, MAX_FRAGMENT_BYTES};
 pub(crate) use link::{Network, network as network_layer};
 pub use vxlan::MAX_VXLAN_DEPTH;
 pub(crate) use vxlan::{header as vxlan_header, outermost as outermost_vxlan};
@@ -96,13 +101,17 @@ pub struct DecodeOptions {
 #[derive(Debug)]
 pub struct Decoder {
     options: DecodeOptions,
+    fragments: fragments::Reassembler,
 }
 
 impl Decoder {
     /// A decoder that has seen nothing yet.
     #[must_use]
     pub fn new(options: DecodeOptions) -> Self {
-        Self { options }
+        Self {
+            options,
+            fragments: fragments::Reassembler::default(),
+        }
     }
 
     /// The TCP segment in `frame`; where the frame is VXLAN-wrapped, the one in the innermost Ethernet frame.
@@ -111,6 +120,10 @@ impl Decoder {
     /// The outcome in which the packet ends here: any of `not_tcp`, `not_ip`, `fragment`, `link_type`,
     /// `vni_excluded`, `bad_vxlan`, `bad_link`, `bad_ip`, `bad_tcp`.
     pub fn decode<'a>(&'a mut self, frame: &Frame<'a>) -> Result<Segment<'a>, PacketOutcome> {
+        let options = &self.options;
+        // A packet that is itself whole again because of this frame borrows from the store, so that there is one such
+        // packet a frame; fragments within fragments end as such.
+        let mut fragments = Some(&mut self.fragments);
         let mut vni = None;
         let mut link = frame.link;
         let mut data = frame.data;
@@ -119,15 +132,19 @@ impl Decoder {
             vni = Some(outermost);
             link = LinkType::Ethernet;
             data = inner;
-            self.admit(vni)?;
+            options.admit(vni)?;
         }
         let mut depth = usize::from(vni.is_some());
         loop {
             let packet = match link::network(link, data).and_then(ip::open) {
-                Ok(packet) => packet,
+                Ok(ip::Opened::Whole(packet)) => packet,
+                Ok(ip::Opened::Fragment(piece)) => {
+                    let store = fragments.take().ok_or(PacketOutcome::Fragment)?;
+                    store.add(frame.ts, vni, &piece)?
+                }
                 // That there is no IP in it proves that the packet is bare; a damaged one proves nothing.
                 Err(PacketOutcome::NotIp) => {
-                    return Err(self.admit(vni).err().unwrap_or(PacketOutcome::NotIp));
+                    return Err(options.admit(vni).err().unwrap_or(PacketOutcome::NotIp));
                 }
                 Err(outcome) => return Err(outcome),
             };
@@ -138,14 +155,14 @@ impl Decoder {
                 let (id, inner) = vxlan::open(payload?)?;
                 if vni.is_none() {
                     vni = Some(id);
-                    self.admit(vni)?;
+                    options.admit(vni)?;
                 }
                 link = LinkType::Ethernet;
                 data = inner;
                 depth += 1;
                 continue;
             }
-            self.admit(vni)?;
+            options.admit(vni)?;
             if packet.protocol != ip::TCP {
                 return Err(PacketOutcome::NotTcp);
             }
@@ -163,11 +180,12 @@ impl Decoder {
             });
         }
     }
+}
 
+impl DecodeOptions {
     /// Whether `--vni` lets a packet with this outermost identifier (none: bare) through.
     fn admit(&self, vni: Option<Vni>) -> Result<(), PacketOutcome> {
-        let vnis = &self.options.vnis;
-        if vnis.is_empty() || vni.is_some_and(|vni| vnis.contains(&vni)) {
+        if self.vnis.is_empty() || vni.is_some_and(|vni| self.vnis.contains(&vni)) {
             Ok(())
         } else {
             Err(PacketOutcome::VniExcluded)

@@ -1,5 +1,6 @@
 mod agreement;
 mod corpus;
+mod fragments;
 mod outcomes;
 
 use etherparse::PacketBuilder;

@@ -72,9 +72,10 @@ pub(crate) fn outermost<'a>(frame: &Frame<'a>) -> Option<&'a [u8]> {
     let vxlan = if frame.link == LinkType::Vxlan {
         frame.data
     } else {
-        let packet = link::network(frame.link, frame.data)
-            .and_then(ip::open)
-            .ok()?;
+        let opened = link::network(frame.link, frame.data).and_then(ip::open);
+        let Ok(ip::Opened::Whole(packet)) = opened else {
+            return None;
+        };
         if packet.protocol != ip::UDP {
             return None;
         }

@@ -257,7 +257,7 @@ fn a_tcp_header_that_lies_or_ends_early_is_bad() {
     assert_eq!(decode(&lie), Err(PacketOutcome::BadTcp));
 }
 
-/// `v6_frame(b"x")` with extension headers of 8 bytes of these kinds.
+/// `v6_frame(b"xxxx")` with extension headers of 8 bytes of these kinds.
 fn extended(kinds: &[u8], fragment: u16) -> Vec<u8> {
     let mut headers = Vec::new();
     for (n, kind) in kinds.iter().enumerate() {
@@ -270,7 +270,7 @@ fn extended(kinds: &[u8], fragment: u16) -> Vec<u8> {
             _ => vec![next, 0, 1, 4, 0, 0, 0, 0],
         });
     }
-    let frame = v6_frame(b"x");
+    let frame = v6_frame(b"xxxx");
     let len = u16::try_from(frame.len() - 54 + headers.len()).unwrap();
     let frame = patch(frame, 18, &len.to_be_bytes());
     insert(&patch(frame, 20, &[kinds[0]]), 54, &headers)
@@ -279,11 +279,14 @@ fn extended(kinds: &[u8], fragment: u16) -> Vec<u8> {
 #[test]
 fn ipv6_extension_headers_are_taken_off_and_an_atomic_fragment_is_whole() {
     for kind in [0, 43, 44, 51, 60, 135, 139, 140] {
-        assert_eq!(decode(&extended(&[kind], 0)), Ok(v6(b"x")), "{kind}");
+        assert_eq!(decode(&extended(&[kind], 0)), Ok(v6(b"xxxx")), "{kind}");
     }
-    assert_eq!(decode(&extended(&[0, 60, 43, 44, 51, 60], 0)), Ok(v6(b"x")));
+    assert_eq!(
+        decode(&extended(&[0, 60, 43, 44, 51, 60], 0)),
+        Ok(v6(b"xxxx"))
+    );
     let frame = extended(&[60; ip::MAX_EXTENSION_HEADERS], 0);
-    assert_eq!(decode(&frame), Ok(v6(b"x")));
+    assert_eq!(decode(&frame), Ok(v6(b"xxxx")));
     let frame = extended(&[60; ip::MAX_EXTENSION_HEADERS + 1], 0);
     assert_eq!(decode(&frame), Err(PacketOutcome::BadIp));
     // Cut inside one; and one that claims to be longer than the packet.
@@ -293,7 +296,7 @@ fn ipv6_extension_headers_are_taken_off_and_an_atomic_fragment_is_whole() {
     assert_eq!(decode(&lie), Err(PacketOutcome::BadIp));
     // ESP hides what is in it; 59 says that nothing is.
     for kind in [50, 59] {
-        let frame = patch(v6_frame(b"x"), 20, &[kind]);
+        let frame = patch(v6_frame(b"xxxx"), 20, &[kind]);
         assert_eq!(decode(&frame), Err(PacketOutcome::NotTcp));
     }
 }
@@ -310,11 +313,11 @@ fn an_ipv4_authentication_header_is_taken_off() {
 fn a_fragment_that_may_hold_tcp_is_a_fragment() {
     // More fragments; an offset; the "do not fragment" bit is neither.
     for (bits, fragment) in [(0x2000u16, true), (0x0001, true), (0x4000, false)] {
-        let frame = patch(v4_frame(b"x"), 20, &bits.to_be_bytes());
+        let frame = patch(v4_frame(b"xxxx"), 20, &bits.to_be_bytes());
         let expected = if fragment {
             Err(PacketOutcome::Fragment)
         } else {
-            Ok(v4(b"x"))
+            Ok(v4(b"xxxx"))
         };
         assert_eq!(decode(&frame), expected);
     }
@@ -322,9 +325,9 @@ fn a_fragment_that_may_hold_tcp_is_a_fragment() {
         assert_eq!(decode(&extended(&[44], bits)), Err(PacketOutcome::Fragment));
     }
     // Two reserved bits.
-    assert_eq!(decode(&extended(&[44], 6)), Ok(v6(b"x")));
+    assert_eq!(decode(&extended(&[44], 6)), Ok(v6(b"xxxx")));
     // ICMP in fragments.
-    let icmp = patch(patch(v4_frame(b"x"), 20, &[0x20, 0]), 23, &[1]);
+    let icmp = patch(patch(v4_frame(b"xxxx"), 20, &[0x20, 0]), 23, &[1]);
     assert_eq!(decode(&icmp), Err(PacketOutcome::NotTcp));
 }
 
