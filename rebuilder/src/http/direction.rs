@@ -3,6 +3,7 @@
 use std::mem;
 use std::net::IpAddr;
 
+use super::body::Rest;
 use super::chunked::{Chunked, Step};
 use super::client::forwarded_for;
 use super::extract::{HttpCounters, HttpOptions};
@@ -59,17 +60,6 @@ struct Open {
 struct InBody {
     open: Open,
     rest: Rest,
-}
-
-/// What is to come of a body.
-#[derive(Debug)]
-enum Rest {
-    Length(u64),
-    Chunked {
-        coding: Chunked,
-        /// Reads along where a byte may break the coding: that byte may be in the middle of a request line.
-        search: Search,
-    },
 }
 
 #[derive(Debug)]
@@ -323,7 +313,6 @@ impl Direction {
                 (State::Head(building, scan), bytes.len())
             }
             Scan::Reject(reject) => {
-                cx.counters.skipped_bytes += held as u64;
                 // What is no request line in the tolerant reading is none in the strict one, so the piece may be
                 // searched from its beginning; but a head that is too long must not be found a second time.
                 let passed = if reject == Reject::TooLong && held == 0 {
@@ -331,8 +320,11 @@ impl Direction {
                 } else {
                     0
                 };
-                cx.counters.skipped_bytes += passed as u64;
-                (self.reject(cx, reject), passed)
+                let next = self.reject(cx, reject);
+                if matches!(next, State::Search { .. }) {
+                    cx.counters.skipped_bytes += (held + passed) as u64;
+                }
+                (next, passed)
             }
             Scan::Complete(end) => {
                 let line_start = scan.line_start();
@@ -652,60 +644,5 @@ impl Direction {
                 request.origin_from = OriginSource::Xff;
             }
         }
-    }
-}
-
-impl Rest {
-    fn held(&self) -> usize {
-        match self {
-            Self::Length(_) => 0,
-            Self::Chunked { search, .. } => search.held(),
-        }
-    }
-
-    /// Bytes taken that would be read anew were the next one to break the coding.
-    fn doubtful(&self) -> usize {
-        match self {
-            Self::Length(_) => 0,
-            Self::Chunked { coding, .. } => coding.doubtful().unwrap_or(0),
-        }
-    }
-
-    fn feed(&mut self, bytes: &[u8]) -> Step {
-        match self {
-            Self::Length(left) => {
-                let here = bytes.len() as u64;
-                if here < *left {
-                    *left -= here;
-                    Step::More
-                } else {
-                    let take = usize::try_from(*left).unwrap_or(bytes.len());
-                    *left = 0;
-                    Step::End(take)
-                }
-            }
-            Self::Chunked { coding, .. } => coding.feed(bytes),
-        }
-    }
-
-    /// After a piece that ends where the next byte may break the coding: the search sees the bytes that are in doubt.
-    fn read_along(&mut self, bytes: &[u8], origin: Origin, max: usize) {
-        let Self::Chunked { coding, search } = self else {
-            return;
-        };
-        let Some(doubtful) = coding.doubtful() else {
-            search.reset();
-            return;
-        };
-        let from = bytes.len().saturating_sub(doubtful);
-        if doubtful <= bytes.len() {
-            search.reset();
-        }
-        let origin = Origin {
-            segment_start: origin.segment_start && from == 0 && doubtful > 0,
-            ..origin
-        };
-        // A size line holds no line end, so nothing can be found yet.
-        let _ = search.feed(bytes.get(from..).unwrap_or_default(), origin, max);
     }
 }

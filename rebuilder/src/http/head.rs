@@ -3,6 +3,10 @@
 //! Tolerant on purpose: an analyser must see what a lenient server would have taken. What a strict reader would refuse is
 //! split as if tolerated and marked odd, which makes the request `disputed`. Nothing here panics on any input, and no
 //! byte is looked at more than a fixed number of times, however the head was cut into segments.
+//!
+//! There is one path for all heads. httparse in front of it would save nothing: a browser's head of 549 bytes takes it
+//! 0.22 µs and this splitter 0.30 µs, but it takes bare LF, so the bytes would have to be looked at again to tell what
+//! is disputed. It is the oracle of the tests instead: wherever it accepts, both agree.
 
 use std::ops::Range;
 
@@ -34,29 +38,26 @@ pub(super) const fn is_token(byte: u8) -> bool {
 
 /// Bytes that a field value may hold (RFC 9110 §5.5): no control but HTAB.
 pub(super) const fn is_value(byte: u8) -> bool {
-    byte == b'\t' || (byte >= 0x20 && byte != 0x7f)
+    (byte == b'\t') | ((byte >= 0x20) & (byte != 0x7f))
 }
 
-const fn table(of: u8) -> [bool; 256] {
+static TOKEN: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0u8;
-    loop {
-        table[byte as usize] = match of {
-            0 => is_token(byte),
-            _ => is_value(byte),
-        };
-        if byte == u8::MAX {
-            return table;
-        }
+    while byte < 0x80 {
+        table[byte as usize] = is_token(byte);
         byte += 1;
     }
+    table
+};
+
+fn all_tokens(bytes: &[u8]) -> bool {
+    bytes.iter().all(|b| TOKEN[usize::from(*b)])
 }
 
-static TOKEN: [bool; 256] = table(0);
-static VALUE: [bool; 256] = table(1);
-
-fn all(bytes: &[u8], table: &[bool; 256]) -> bool {
-    bytes.iter().all(|b| table[usize::from(*b)])
+/// No early exit: without one the compiler takes 16 bytes at a time, and almost every value is sound.
+fn all_values(bytes: &[u8]) -> bool {
+    bytes.iter().fold(true, |sound, b| sound & is_value(*b))
 }
 
 pub(super) const fn is_blank(byte: u8) -> bool {
@@ -297,14 +298,16 @@ pub(super) fn request_line(line: &[u8]) -> Option<RequestLine> {
     let method = stripped.get(..first)?;
     let target = stripped.get(first + 1..last)?;
     let version = version(stripped.get(last + 1..)?)?;
-    if method.is_empty() || target.is_empty() || !all(method, &TOKEN) {
+    if method.is_empty() || target.is_empty() || !all_tokens(method) {
         return None;
     }
     let odd = end != line.len()
         || !matches!(version, (1, 0 | 1))
         || !method.iter().all(|b| b.is_ascii_uppercase() || *b == b'-')
         || method == b"PRI"
-        || !target.iter().all(u8::is_ascii_graphic);
+        || !target
+            .iter()
+            .fold(true, |sound, b| sound & b.is_ascii_graphic());
     Some(RequestLine {
         method: 0..first,
         target: first + 1..last,
@@ -365,7 +368,7 @@ pub(super) fn split(bytes: &[u8], line_start: usize) -> Option<Head> {
             continue;
         };
         let (name, value) = text.split_at(colon);
-        odd |= name.is_empty() || !all(name, &TOKEN) || !all(value, &VALUE);
+        odd |= name.is_empty() || !all_tokens(name) || !all_values(value);
         headers.push(Header {
             name: range.start..range.start + colon,
             value: Some(trim(bytes, range.start + colon + 1..range.end)),

@@ -8,6 +8,7 @@
 //! Pure: no clock, no socket. No input panics, and what a strict server would refuse is not refused here: it is given as
 //! captured, flagged [`Flags::DISPUTED`], because a lenient server behind the mirror may have taken it.
 
+mod body;
 mod chunked;
 mod client;
 mod direction;
