@@ -98,6 +98,7 @@ fn request_of(raw: Vec<u8>) -> Request {
             dst: "10.1.2.3:8080".parse().unwrap(),
         },
         origin: IpAddr::from([203, 0, 113, 7]),
+        origin_from: crate::http::OriginSource::Peer,
         raw,
         line_start: 0,
         head_end: 0,

@@ -98,10 +98,10 @@ fn read_log(input: &[u8], log: &[Value]) -> Log {
                 "url" => message.url.extend(bytes),
                 "body" => message.body += len as u64,
                 "header_field" if !message.head => {
-                    message.headers.push((bytes.to_vec(), Vec::new()))
+                    message.headers.push((bytes.to_vec(), Vec::new()));
                 }
                 "header_value" if !message.head => {
-                    message.headers.last_mut().unwrap().1.extend(bytes)
+                    message.headers.last_mut().unwrap().1.extend(bytes);
                 }
                 _ => {}
             }
@@ -187,7 +187,7 @@ fn llhttp_and_we_agree_on_its_own_request_texts() {
         let known = EXCEPTIONS.iter().find(|(name, _)| *name == title);
         match (difference(input, &log), known) {
             (Some(text), None) => {
-                wrong.push(format!("{title}: {text}\n    {}", input.escape_ascii()))
+                wrong.push(format!("{title}: {text}\n    {}", input.escape_ascii()));
             }
             (None, Some(_)) => wrong.push(format!("{title}: no longer an exception")),
             _ => {}
