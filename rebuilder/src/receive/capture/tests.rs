@@ -5,6 +5,8 @@ use flate2::write::GzEncoder;
 use proptest::prelude::*;
 use tempfile::NamedTempFile;
 
+use super::pcapng::Order;
+use super::window::FIRST_WINDOW;
 use super::*;
 
 /// What a test expects of a packet: time, link type, bytes.
