@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use tempfile::NamedTempFile;
 
 use super::pcapng::Order;
-use super::window::FIRST_WINDOW;
+use super::window::{FIRST_WINDOW, LARGEST_WINDOW};
 use super::*;
 
 /// What a test expects of a packet: time, link type, bytes.
@@ -473,6 +473,7 @@ fn the_largest_record_is_read_and_one_byte_more_is_corrupt() {
             }
             other => panic!("{other:?}"),
         }
+        assert!(reader.window.buf.len() <= LARGEST_WINDOW);
     }
 }
 

@@ -3,10 +3,13 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::CaptureError;
+use super::{CaptureError, MAX_RECORD};
 
-/// What the window starts with; it doubles as records need it, never beyond [`super::MAX_RECORD`] and a header.
+/// What the window starts with, in bytes; it doubles as records need it.
 pub(super) const FIRST_WINDOW: usize = 256 << 10;
+
+/// What it never exceeds: the largest record with its header, and room to read on.
+pub(super) const LARGEST_WINDOW: usize = MAX_RECORD + FIRST_WINDOW;
 
 /// The bytes of the file from `offset` on, as far as they are read.
 pub(super) struct Window {
@@ -51,8 +54,8 @@ impl Window {
         self.bytes().get(at..)?.first_chunk::<N>().copied()
     }
 
-    /// Reads until `need` bytes are there; `false` when the file ends before. `need` is at most [`super::MAX_RECORD`] and a
-    /// header; the buffer grows with what was really read, so a lying length in a short file costs nothing.
+    /// Reads until `need` bytes are there; `false` when the file ends before. `need` is at most [`MAX_RECORD`] and a header;
+    /// the buffer grows with what was really read, so a lying length in a short file costs nothing.
     pub(super) fn fill(&mut self, need: usize) -> Result<bool, CaptureError> {
         if self.available() == 0 {
             self.start = 0;
@@ -68,7 +71,7 @@ impl Window {
                     self.end -= self.start;
                     self.start = 0;
                 } else {
-                    let larger = (self.buf.len() * 2).max(FIRST_WINDOW);
+                    let larger = (self.buf.len() * 2).clamp(FIRST_WINDOW, LARGEST_WINDOW);
                     self.buf.resize(larger, 0);
                 }
             }

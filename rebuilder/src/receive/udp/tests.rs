@@ -265,3 +265,18 @@ fn a_missing_permission_names_the_capability() {
          --listen"
     );
 }
+
+#[test]
+fn the_unspecified_ipv6_address_takes_both_families() {
+    let any = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
+    let mut group = bind_group(any, 2, &UdpOptions::default()).unwrap();
+    let port = group[0].local_addr().port();
+    assert_eq!(group[1].local_addr().port(), port);
+    sender().send_to(b"four", ("127.0.0.1", port)).unwrap();
+    let six = UdpSocket::bind("[::1]:0").unwrap();
+    six.send_to(b"six", ("::1", port)).unwrap();
+    assert_eq!(
+        collect(&mut group[0], 2),
+        [b"four".to_vec(), b"six".to_vec()]
+    );
+}
