@@ -13,8 +13,11 @@
 pub mod decode;
 pub mod forward;
 pub mod http;
+pub mod inspect;
+pub mod pipeline;
 pub mod receive;
 pub mod replay;
+pub mod run;
 pub mod stream;
 pub mod telemetry;
 pub mod time;

@@ -1,3 +1,9 @@
-//! The `rebuilder` program.
+//! The `rebuilder` program: `run`, `inspect` and `replay`.
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -54,6 +54,28 @@ bitflags::bitflags! {
     }
 }
 
+impl Flags {
+    /// The names of the flags that are set, as they stand in `inspect --json` and `X-Mirror-Flags`.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMES
+            .iter()
+            .filter(move |(flag, _)| self.contains(*flag))
+            .map(|&(_, name)| name)
+    }
+
+    /// In the order of the design's closed list.
+    const NAMES: &'static [(Self, &'static str)] = &[
+        (Self::MIDSTREAM, "midstream"),
+        (Self::TRUNCATED, "truncated"),
+        (Self::ABORTED, "aborted"),
+        (Self::RESYNCED, "resynced"),
+        (Self::AMBIGUOUS, "ambiguous"),
+        (Self::DISPUTED, "disputed"),
+        (Self::SPOOFED, "spoofed"),
+        (Self::HOP, "hop"),
+    ];
+}
+
 /// How the body of a request is framed; the table stands in the README under "How a disputed request is framed".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {

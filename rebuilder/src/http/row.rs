@@ -45,11 +45,7 @@ struct Names(Flags);
 
 impl Serialize for Names {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(
-            self.0
-                .iter_names()
-                .map(|(name, _)| name.to_ascii_lowercase()),
-        )
+        serializer.collect_seq(self.0.names())
     }
 }
 

@@ -1,0 +1,430 @@
+//! Command line: each flag of `run` is also an environment variable `REBUILDER_…`. Exit codes: 0 done, 1 failed, 2 usage.
+
+use std::fmt::Display;
+use std::io::{self, BufWriter, Write};
+use std::net::SocketAddr;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use rebuilder::decode::{DecodeOptions, Vni};
+use rebuilder::forward::{ForwardOptions, HopByHop, Target, XffStyle};
+use rebuilder::http::{Cidr, HttpOptions};
+use rebuilder::inspect::{self, Format, InspectError};
+use rebuilder::pipeline::PipelineOptions;
+use rebuilder::receive::udp::UdpOptions;
+use rebuilder::replay::{self, ReplayOptions};
+use rebuilder::run::{self, Incomplete, RunOptions};
+use rebuilder::stream::{FlowScope, StreamOptions};
+use rebuilder::telemetry::AdminOptions;
+use tracing_subscriber::EnvFilter;
+
+/// Turns mirrored VPC packets back into the HTTP requests that were sent, and hands them to an analyser.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Receive mirrored packets and forward the requests in them.
+    Run(Box<RunArgs>),
+    /// Print the requests in a capture file (pcap or pcapng, gzipped or not).
+    Inspect(InspectArgs),
+    /// Send a capture file as mirrored packets.
+    Replay(ReplayArgs),
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// The analyser: http(s)://HOST:PORT.
+    #[arg(long, env = "REBUILDER_FORWARD", value_name = "URL")]
+    forward: Target,
+    /// Where mirrored packets (VXLAN) arrive.
+    #[arg(
+        long,
+        env = "REBUILDER_LISTEN",
+        default_value = "0.0.0.0:4789",
+        value_name = "ADDR:PORT"
+    )]
+    listen: SocketAddr,
+    /// Worker threads; default: one a core.
+    #[arg(long, env = "REBUILDER_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: Option<u16>,
+    /// Where /healthz and /metrics are served.
+    #[arg(
+        long,
+        env = "REBUILDER_ADMIN",
+        default_value = "0.0.0.0:9445",
+        value_name = "ADDR:PORT"
+    )]
+    admin: SocketAddr,
+    #[command(flatten)]
+    frames: FrameArgs,
+    #[command(flatten)]
+    client: ClientArgs,
+    /// One flow table for all VNIs (a connection mirrored twice is rebuilt once), or one for each (address plans
+    /// that overlap).
+    #[arg(long, env = "REBUILDER_FLOW_SCOPE", value_enum, default_value_t = Scope::Global)]
+    flow_scope: Scope,
+    /// How X-Forwarded-For is written: a line of its own, or appended to the last captured one.
+    #[arg(long, env = "REBUILDER_XFF", value_enum, default_value_t = Xff::Line)]
+    xff: Xff,
+    /// A captured `Connection: close`: written over so that connections persist, or sent as captured.
+    #[arg(long, env = "REBUILDER_HOP_BY_HOP", value_enum, default_value_t = Hop::Persist)]
+    hop_by_hop: Hop,
+    /// A request whose body has a hole: forwarded as far as it was captured, or dropped.
+    #[arg(long, env = "REBUILDER_INCOMPLETE", value_enum, default_value_t = IncompleteArg::Forward)]
+    incomplete: IncompleteArg,
+    /// Connections to the analyser, a worker.
+    #[arg(long, env = "REBUILDER_CONNECTIONS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    connections: u16,
+    /// Requests that wait for the analyser, in all (bytes; K, M, G).
+    #[arg(long, env = "REBUILDER_QUEUE_BYTES", default_value = "256M", value_parser = parse_bytes)]
+    queue_bytes: usize,
+    /// Requests that are sent and not answered, in all (bytes; K, M, G).
+    #[arg(long, env = "REBUILDER_INFLIGHT_BYTES", default_value = "64M", value_parser = parse_bytes)]
+    inflight_bytes: usize,
+    /// Packets and requests that are not complete, in all (bytes; K, M, G).
+    #[arg(long, env = "REBUILDER_HELD_BYTES", default_value = "512M", value_parser = parse_bytes)]
+    held_bytes: usize,
+    /// How long an answer may take.
+    #[arg(long, env = "REBUILDER_ANSWER_TIMEOUT", default_value = "10s", value_parser = parse_duration)]
+    answer_timeout: Duration,
+    /// How long after SIGTERM answers are waited for.
+    #[arg(long, env = "REBUILDER_DRAIN_TIMEOUT", default_value = "30s", value_parser = parse_duration)]
+    drain_timeout: Duration,
+    /// The socket's receive buffer, a worker (bytes; K, M, G).
+    #[arg(long, env = "REBUILDER_RECEIVE_BUFFER", default_value = "64M", value_parser = parse_bytes)]
+    receive_buffer: usize,
+    /// Certificates (PEM) to trust for an https analyser, beside the system's.
+    #[arg(long, env = "REBUILDER_FORWARD_CA", value_name = "FILE")]
+    forward_ca: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct FrameArgs {
+    /// Take only these VXLAN network identifiers (repeat, or separate by commas); default: all.
+    #[arg(long, env = "REBUILDER_VNI", value_delimiter = ',', value_parser = parse_vni)]
+    vni: Vec<Vni>,
+}
+
+#[derive(Args)]
+struct ClientArgs {
+    /// Proxies whose X-Forwarded-For names the client (repeat, or separate by commas).
+    #[arg(
+        long,
+        env = "REBUILDER_TRUST",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    trust: Vec<Cidr>,
+}
+
+#[derive(Args)]
+struct InspectArgs {
+    /// The capture.
+    file: PathBuf,
+    /// One JSON object a request.
+    #[arg(long, conflicts_with = "summary")]
+    json: bool,
+    /// One JSON object for the whole file.
+    #[arg(long)]
+    summary: bool,
+    #[command(flatten)]
+    frames: FrameArgs,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Args)]
+struct ReplayArgs {
+    /// The capture.
+    file: PathBuf,
+    /// Where a rebuilder listens.
+    #[arg(long, value_name = "HOST:PORT")]
+    to: String,
+    /// Packets a second; default: as fast as the socket takes them.
+    #[arg(long)]
+    pps: Option<NonZeroU64>,
+    /// How often the file is sent.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    loops: u32,
+    /// The VNI that bare packets are wrapped with.
+    #[arg(long, default_value = "1", value_parser = parse_vni)]
+    vni: Vni,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Scope {
+    Global,
+    Vni,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Xff {
+    Line,
+    Append,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Hop {
+    Persist,
+    Keep,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum IncompleteArg {
+    Forward,
+    Drop,
+}
+
+/// Parses the command line, runs, and answers the exit code.
+pub(crate) fn main() -> ExitCode {
+    // A reader that closes early (`| head`) ends the program quietly through a failed write, not through a panic.
+    match Cli::try_parse() {
+        Ok(cli) => match cli.command {
+            Command::Run(args) => run(*args),
+            Command::Inspect(args) => inspect(args),
+            Command::Replay(args) => replay(args),
+        },
+        Err(e)
+            if e.use_stderr()
+                && e.kind() != clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
+            complain(usage_line(&e));
+            ExitCode::from(2)
+        }
+        Err(e) => {
+            let _ = e.print();
+            ExitCode::from(if e.use_stderr() { 2 } else { 0 })
+        }
+    }
+}
+
+/// clap tells a usage error in a paragraph; ours is a line.
+fn usage_line(e: &clap::Error) -> String {
+    let text = e.to_string();
+    let words: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let line = words.join(" ");
+    format!(
+        "{}; see `rebuilder --help`",
+        line.strip_prefix("error: ").unwrap_or(&line)
+    )
+}
+
+fn complain(e: impl Display) {
+    let _ = writeln!(io::stderr(), "rebuilder: {e}");
+}
+
+fn finish<E: Display>(result: Result<(), E>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            complain(e);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: RunArgs) -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_env_filter(
+            EnvFilter::try_from_env("REBUILDER_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
+        )
+        .with_target(false)
+        .init();
+    let workers = args.workers.map_or_else(
+        || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        usize::from,
+    );
+    // Caps are given for the whole process; each worker gets its share.
+    let share = |bytes: usize| bytes / workers;
+    let options = RunOptions {
+        listen: args.listen,
+        workers,
+        admin: AdminOptions { listen: args.admin },
+        drain_timeout: args.drain_timeout,
+        receive: UdpOptions {
+            receive_buffer: args.receive_buffer,
+        },
+        pipeline: PipelineOptions {
+            decode: DecodeOptions {
+                vnis: args.frames.vni,
+            },
+            stream: StreamOptions {
+                flow_scope: match args.flow_scope {
+                    Scope::Global => FlowScope::Global,
+                    Scope::Vni => FlowScope::Vni,
+                },
+                total_cap: share(args.held_bytes) / 2,
+                ..StreamOptions::default()
+            },
+            http: HttpOptions {
+                trust: args.client.trust,
+                hop_persist: matches!(args.hop_by_hop, Hop::Persist),
+                ..HttpOptions::default()
+            },
+        },
+        forward: ForwardOptions {
+            connections: usize::from(args.connections),
+            queue_bytes: share(args.queue_bytes),
+            inflight_bytes: share(args.inflight_bytes),
+            answer_timeout: args.answer_timeout,
+            xff: match args.xff {
+                Xff::Line => XffStyle::Line,
+                Xff::Append => XffStyle::Append,
+            },
+            hop_by_hop: match args.hop_by_hop {
+                Hop::Persist => HopByHop::Persist,
+                Hop::Keep => HopByHop::Keep,
+            },
+            ca_file: args.forward_ca,
+            target: args.forward,
+            ..ForwardOptions::default()
+        },
+        incomplete: match args.incomplete {
+            IncompleteArg::Forward => Incomplete::Forward,
+            IncompleteArg::Drop => Incomplete::Drop,
+        },
+    };
+    finish(run::run(&options))
+}
+
+fn inspect(args: InspectArgs) -> ExitCode {
+    let format = match (args.json, args.summary) {
+        (true, _) => Format::Json,
+        (_, true) => Format::Summary,
+        _ => Format::Text,
+    };
+    let options = PipelineOptions {
+        decode: DecodeOptions {
+            vnis: args.frames.vni,
+        },
+        http: HttpOptions {
+            trust: args.client.trust,
+            ..HttpOptions::default()
+        },
+        ..PipelineOptions::default()
+    };
+    let mut out = BufWriter::new(io::stdout().lock());
+    match inspect::run(&args.file, format, options, &mut out, complain) {
+        // Whoever read us has seen enough.
+        Err(InspectError::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        result => finish(result),
+    }
+}
+
+fn replay(args: ReplayArgs) -> ExitCode {
+    let options = ReplayOptions {
+        file: args.file,
+        to: args.to,
+        pps: args.pps,
+        loops: args.loops,
+        vni: args.vni,
+    };
+    finish(replay::run(&options).map(|report| {
+        let _ = writeln!(
+            io::stdout(),
+            "{} packets sent in {:.3} s",
+            report.sent,
+            report.elapsed.as_secs_f64()
+        );
+        for (reason, count) in report.skipped {
+            let _ = writeln!(io::stdout(), "  skipped {reason:<14} {count}");
+        }
+    }))
+}
+
+fn parse_vni(text: &str) -> Result<Vni, String> {
+    match text.parse::<u32>() {
+        Ok(n) if n < 1 << 24 => Ok(Vni(n)),
+        _ => Err("a VNI is a number from 0 to 16777215".into()),
+    }
+}
+
+fn parse_bytes(text: &str) -> Result<usize, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    digits
+        .parse::<usize>()
+        .ok()
+        .and_then(|n| n.checked_mul(1 << shift))
+        .filter(|&n| n > 0)
+        .ok_or_else(|| "bytes are a number with an optional K, M or G, such as 64M".into())
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let (digits, unit) = if let Some(digits) = text.strip_suffix("ms") {
+        (digits, Duration::from_millis(1))
+    } else if let Some(digits) = text.strip_suffix('s') {
+        (digits, Duration::from_secs(1))
+    } else if let Some(digits) = text.strip_suffix('m') {
+        (digits, Duration::from_secs(60))
+    } else {
+        (text, Duration::from_secs(1))
+    };
+    digits
+        .parse::<u32>()
+        .ok()
+        .and_then(|n| unit.checked_mul(n))
+        .ok_or_else(|| "a duration is a number with ms, s or m, such as 10s".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_run_is_also_an_environment_variable() {
+        let cli = Cli::command();
+        let run = cli.find_subcommand("run").unwrap();
+        for arg in run.get_arguments().filter(|a| a.get_id() != "help") {
+            let flag = arg.get_long().unwrap().to_uppercase().replace('-', "_");
+            assert_eq!(
+                arg.get_env().unwrap().to_str().unwrap(),
+                format!("REBUILDER_{flag}")
+            );
+        }
+    }
+
+    #[test]
+    fn sizes_and_times_are_read_with_their_units() {
+        assert_eq!(parse_bytes("64M"), Ok(64 << 20));
+        assert_eq!(parse_bytes("1000"), Ok(1000));
+        assert!(parse_bytes("0").is_err() && parse_bytes("M").is_err() && parse_bytes("").is_err());
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(parse_duration("3"), Ok(Duration::from_secs(3)));
+        assert!(parse_duration("soon").is_err());
+    }
+
+    #[test]
+    fn a_usage_error_is_one_line() {
+        let Err(e) = Cli::try_parse_from(["rebuilder", "inspect"]) else {
+            panic!("accepted")
+        };
+        let line = usage_line(&e);
+        assert!(!line.contains('\n') && line.contains("<FILE>"), "{line}");
+    }
+}

@@ -1,0 +1,119 @@
+//! The packet path of one worker: frames in, requests out. A capture file and a live socket both run this.
+
+use crate::decode::{DecodeOptions, Decoder};
+use crate::http::{Extractor, HttpCounters, HttpOptions, Request};
+use crate::receive::Frame;
+use crate::stream::{
+    Chunk, DirectionId, End, Endpoints, Interest, Sink, Stats, StreamOptions, Streams,
+};
+use crate::telemetry::PacketOutcome;
+use crate::time::Timestamp;
+
+/// Settings of every stage of the packet path.
+#[derive(Clone, Debug, Default)]
+pub struct PipelineOptions {
+    /// Which frames count.
+    pub decode: DecodeOptions,
+    /// Reassembly: times and caps.
+    pub stream: StreamOptions,
+    /// Extraction: caps and whom to trust.
+    pub http: HttpOptions,
+}
+
+/// Decoder, flow table and extractor of one worker.
+pub struct Pipeline {
+    decoder: Decoder,
+    streams: Streams,
+    extractor: Extractor,
+    cut_frames: u64,
+}
+
+/// Hands the chunks of the stream stage to the extractor.
+struct Extraction<'a, F> {
+    extractor: &'a mut Extractor,
+    out: &'a mut F,
+}
+
+impl<F: FnMut(Request)> Sink for Extraction<'_, F> {
+    fn chunk(&mut self, dir: DirectionId, ends: &Endpoints, chunk: Chunk<'_>) -> Interest {
+        self.extractor.chunk(dir, ends, chunk, self.out)
+    }
+}
+
+impl Pipeline {
+    /// A pipeline that holds nothing.
+    #[must_use]
+    pub fn new(options: PipelineOptions) -> Self {
+        Self {
+            decoder: Decoder::new(options.decode),
+            streams: Streams::new(options.stream),
+            extractor: Extractor::new(options.http),
+            cut_frames: 0,
+        }
+    }
+
+    /// Takes one frame. The requests that it completes go to `out`, in stream order; the answer is the one outcome of
+    /// the packet.
+    pub fn frame(&mut self, frame: &Frame<'_>, out: &mut impl FnMut(Request)) -> PacketOutcome {
+        match self.decoder.decode(frame) {
+            Ok(segment) => {
+                self.cut_frames += u64::from(segment.cut > 0);
+                let mut sink = Extraction {
+                    extractor: &mut self.extractor,
+                    out,
+                };
+                self.streams.push(&segment, &mut sink)
+            }
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// Moves flow time to `now`: holes grow old and idle flows end. Call it with the wall clock only when the socket
+    /// was found empty, or a backlog would expire what is waiting in it.
+    pub fn advance(&mut self, now: Timestamp, out: &mut impl FnMut(Request)) {
+        let mut sink = Extraction {
+            extractor: &mut self.extractor,
+            out,
+        };
+        self.streams.advance(now, &mut sink);
+    }
+
+    /// Ends every flow: the capture file is at its end, or the worker drains.
+    pub fn finish(&mut self, end: End, out: &mut impl FnMut(Request)) {
+        let mut sink = Extraction {
+            extractor: &mut self.extractor,
+            out,
+        };
+        self.streams.finish(end, &mut sink);
+    }
+
+    /// Connections in the table.
+    #[must_use]
+    pub fn flows(&self) -> usize {
+        self.streams.flows()
+    }
+
+    /// Frames that were shorter than their IP length: the mirror cut them.
+    #[must_use]
+    pub fn cut_frames(&self) -> u64 {
+        self.cut_frames
+    }
+
+    /// What reassembly did.
+    #[must_use]
+    pub fn stream_stats(&self) -> Stats {
+        self.streams.stats()
+    }
+
+    /// Bytes held for reassembly and for requests that are not complete.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.streams.held_bytes() + self.extractor.held_bytes()
+    }
+
+    /// What the extractor could not make a request of.
+    #[must_use]
+    pub fn http_counters(&self) -> HttpCounters {
+        self.extractor.counters()
+    }
+}

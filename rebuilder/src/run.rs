@@ -1,0 +1,443 @@
+//! `rebuilder run`: one worker thread a core, each with its own socket, flow table and analyser connections, sharing
+//! nothing. Everything slow (health, metrics, name resolution, signals) runs beside them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tracing::{error, info, warn};
+
+use crate::forward::{Addresses, ForwardError, ForwardOptions, Forwarder, Target};
+use crate::http::{Flags, Request};
+use crate::pipeline::{Pipeline, PipelineOptions};
+use crate::receive::udp::{self, BindError, SCANT_RECEIVE_BUFFER, UdpOptions, UdpReceiver};
+use crate::stream::End;
+use crate::telemetry::{
+    AdminError, AdminOptions, AdminServer, Counter, Gauge, Health, LoadMeter, Metrics,
+    PacketOutcome, RequestOutcome, WorkerCounters,
+};
+use crate::time::Timestamp;
+
+/// How long a worker sleeps when its socket is empty. A wake-up costs as much as a dozen packets, so the socket is
+/// drained on a timer instead of at each packet.
+const TICK: Duration = Duration::from_millis(1);
+
+/// How often the analyser is looked at; also how soon a name that did not resolve is tried again.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often the analyser's name is resolved: load balancers move.
+const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What `rebuilder_load_ratio` is measured over.
+const LOAD_WINDOW: Duration = Duration::from_secs(1);
+
+/// Packets taken from the socket before the analyser's connections get their turn.
+const DRAIN_BUDGET: usize = 1024;
+
+/// How long, after SIGTERM, what the kernel still holds is read before the socket is given up.
+const LAST_READ: Duration = Duration::from_secs(2);
+
+/// Settings of `rebuilder run`.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// Where mirrored packets arrive.
+    pub listen: SocketAddr,
+    /// Worker threads, at least one.
+    pub workers: usize,
+    /// Where `/healthz` and `/metrics` are served.
+    pub admin: AdminOptions,
+    /// How long after SIGTERM answers are waited for.
+    pub drain_timeout: Duration,
+    /// Socket settings.
+    pub receive: UdpOptions,
+    /// Packet path; byte caps are those of one worker.
+    pub pipeline: PipelineOptions,
+    /// Delivery; byte caps are those of one worker.
+    pub forward: ForwardOptions,
+    /// What happens to a request whose body has a hole.
+    pub incomplete: Incomplete,
+}
+
+/// `--incomplete`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Incomplete {
+    /// It is forwarded as far as it was captured.
+    #[default]
+    Forward,
+    /// It is counted `incomplete`.
+    Drop,
+}
+
+/// Why the rebuilder cannot run. `Display` is one line that names the place and the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The packet socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The admin socket.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The forwarder.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    /// Signals or threads.
+    #[error("cannot start: {0}")]
+    Start(#[from] io::Error),
+    /// A worker ended by itself.
+    #[error(
+        "worker {0} failed; its requests in flight are lost; restart the rebuilder and report the lines above"
+    )]
+    Worker(usize),
+}
+
+/// Runs until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// [`RunError`] when a socket cannot be had, or a worker fails.
+pub fn run(options: &RunOptions) -> Result<(), RunError> {
+    let receivers = udp::bind_group(options.listen, options.workers, &options.receive)?;
+    let admin = AdminServer::bind(&options.admin)?;
+    let now = Instant::now();
+    let counters: Vec<Arc<WorkerCounters>> = receivers.iter().map(|_| Arc::default()).collect();
+    let metrics = Arc::new(Metrics::new(counters.clone()));
+    let health = Arc::new(Health::new(counters.len(), now));
+    let draining = Arc::new(AtomicBool::new(false));
+    let mut signals = Signals::new([SIGTERM, SIGINT])?;
+    if let Some(scant) = receivers
+        .iter()
+        .map(UdpReceiver::receive_buffer)
+        .min()
+        .filter(|&b| b < SCANT_RECEIVE_BUFFER)
+    {
+        warn!(
+            "the receive buffer is {scant} bytes, so bursts will be lost: raise net.core.rmem_max to 67108864 or give \
+             the process CAP_NET_ADMIN"
+        );
+    }
+    let listen = receivers
+        .first()
+        .map_or(options.listen, UdpReceiver::local_addr);
+
+    let (ended, ends) = mpsc::channel();
+    let mut threads = Vec::new();
+    for (index, (receiver, counters)) in receivers.into_iter().zip(&counters).enumerate() {
+        let worker = Worker {
+            index,
+            receiver,
+            pipeline: Pipeline::new(options.pipeline.clone()),
+            forwarder: Forwarder::new(options.forward.clone(), Arc::clone(counters))?,
+            incomplete: options.incomplete,
+            counters: Arc::clone(counters),
+            published: Published::default(),
+            last_error: None,
+            health: Arc::clone(&health),
+            draining: Arc::clone(&draining),
+            drain_timeout: options.drain_timeout,
+        };
+        let ended = ended.clone();
+        threads.push(
+            thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || {
+                    // A panic must be seen by the main thread at once: a rebuilder that lost a worker lost its share of the
+                    // traffic, and only a restart brings it back.
+                    let result = catch_unwind(AssertUnwindSafe(|| worker.run()));
+                    let _ = ended.send((index, result.is_ok()));
+                })?,
+        );
+    }
+    drop(ended);
+
+    let address = admin.address();
+    let admin = admin.start(Arc::clone(&health), Arc::clone(&metrics))?;
+    let (stop_watch, watch_stopped) = mpsc::channel();
+    let watch = {
+        let watch = AnalyserWatch::new(&options.forward, Arc::clone(&metrics));
+        thread::Builder::new()
+            .name("analyser".into())
+            .spawn(move || watch.run(&watch_stopped))?
+    };
+    let signal_handle = signals.handle();
+    let signal_thread = {
+        let (draining, health) = (Arc::clone(&draining), Arc::clone(&health));
+        thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                if signals.forever().next().is_some() {
+                    info!("draining: no more packets are read, requests in flight are answered");
+                    health.drain();
+                    draining.store(true, Ordering::Release);
+                }
+            })?
+    };
+    health.ready();
+    info!(%listen, admin = %address, workers = options.workers, forward = %options.forward.target, "ready");
+
+    let mut failed = None;
+    for (index, sound) in ends {
+        if !sound {
+            error!(worker = index, "a worker failed");
+            failed.get_or_insert(index);
+            // The others answer for what they hold.
+            health.drain();
+            draining.store(true, Ordering::Release);
+        }
+    }
+    for thread in threads {
+        let _ = thread.join();
+    }
+    signal_handle.close();
+    let _ = signal_thread.join();
+    drop(stop_watch);
+    let _ = watch.join();
+    drop(admin);
+    let totals = metrics.totals();
+    info!(
+        packets = PacketOutcome::ALL
+            .iter()
+            .map(|&o| totals.packets(o))
+            .sum::<u64>(),
+        requests = RequestOutcome::ALL
+            .iter()
+            .map(|&o| totals.requests(o))
+            .sum::<u64>(),
+        queue_full = totals.requests(RequestOutcome::QueueFull),
+        unanswered = totals.requests(RequestOutcome::DrainTimeout),
+        "ended"
+    );
+    failed.map_or(Ok(()), |index| Err(RunError::Worker(index)))
+}
+
+/// Resolves the analyser's name again and again, and says once when it goes away and once when it is back. On a thread
+/// of its own, because a resolver may block for seconds.
+struct AnalyserWatch {
+    target: Target,
+    addresses: Arc<Addresses>,
+    metrics: Arc<Metrics>,
+    queue_bytes: usize,
+    failures: u64,
+    away: bool,
+}
+
+impl AnalyserWatch {
+    fn new(options: &ForwardOptions, metrics: Arc<Metrics>) -> Self {
+        Self {
+            target: options.target.clone(),
+            addresses: Arc::clone(&options.addresses),
+            metrics,
+            queue_bytes: options.queue_bytes,
+            failures: 0,
+            away: false,
+        }
+    }
+
+    /// Until the other end of `stopped` is dropped.
+    fn run(mut self, stopped: &mpsc::Receiver<()>) {
+        let mut resolve_at = Instant::now();
+        loop {
+            let now = Instant::now();
+            if now >= resolve_at {
+                resolve_at = now + self.resolve();
+            }
+            self.look();
+            match stopped.recv_timeout(WATCH_INTERVAL) {
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                _ => return,
+            }
+        }
+    }
+
+    /// When to resolve next. A name that stops resolving keeps its last addresses.
+    fn resolve(&self) -> Duration {
+        match self.target.resolve() {
+            Ok(list) => {
+                self.addresses.set(list);
+                RESOLVE_INTERVAL
+            }
+            Err(e) => {
+                warn!("{e}; trying again");
+                WATCH_INTERVAL
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        let totals = self.metrics.totals();
+        let failures = totals.counter(Counter::ConnectFailures);
+        let connected = totals.gauge(Gauge::Connections) > 0;
+        if failures > self.failures && !connected && !self.away {
+            self.away = true;
+            warn!(
+                "--forward {}: the analyser does not accept connections; requests wait up to {} bytes a worker, then \
+                 they are counted queue_full: start it, or check the URL and its security group",
+                self.target, self.queue_bytes
+            );
+        } else if connected && self.away {
+            self.away = false;
+            info!("--forward {}: the analyser is back", self.target);
+        }
+        self.failures = failures;
+    }
+}
+
+struct Worker {
+    index: usize,
+    receiver: UdpReceiver,
+    pipeline: Pipeline,
+    forwarder: Forwarder,
+    incomplete: Incomplete,
+    counters: Arc<WorkerCounters>,
+    published: Published,
+    last_error: Option<io::ErrorKind>,
+    health: Arc<Health>,
+    draining: Arc<AtomicBool>,
+    drain_timeout: Duration,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut load = LoadMeter::new(LOAD_WINDOW, Instant::now());
+        while !self.draining.load(Ordering::Acquire) {
+            let empty = self.read();
+            let worked = Instant::now();
+            self.forwarder
+                .poll(if empty { TICK } else { Duration::ZERO }, worked);
+            let now = Instant::now();
+            if empty {
+                load.idle(now - worked);
+            }
+            if let Some(ratio) = load.sample(now) {
+                self.counters.set_load(ratio);
+            }
+            self.publish(now);
+        }
+        self.drain();
+    }
+
+    /// Takes what the socket holds, up to the budget; whether it was found empty.
+    fn read(&mut self) -> bool {
+        let Self {
+            receiver,
+            pipeline,
+            forwarder,
+            counters,
+            incomplete,
+            ..
+        } = self;
+        let mut submit = |request: Request| submit(forwarder, counters, *incomplete, &request);
+        let drained = receiver.drain(DRAIN_BUDGET, wall_clock(), |frame| {
+            let outcome = pipeline.frame(&frame, &mut submit);
+            counters.packet(outcome);
+            counters.add(Counter::ReceivedBytes, frame.data.len() as u64);
+        });
+        match drained {
+            Ok(drained) => {
+                if drained.empty {
+                    pipeline.advance(wall_clock(), &mut submit);
+                }
+                drained.empty
+            }
+            Err(e) => {
+                // Nothing that a UDP socket reports is final (ENOBUFS, ENOMEM). Said once for each kind, and the tick
+                // that follows an empty read keeps a lasting one from spinning.
+                if self.last_error.replace(e.kind()) != Some(e.kind()) {
+                    warn!(
+                        worker = self.index,
+                        "the packet socket reports: {e}; reading goes on"
+                    );
+                }
+                true
+            }
+        }
+    }
+
+    /// Brings the figures of the stages up to date, and gives a sign of life.
+    fn publish(&mut self, now: Instant) {
+        self.health.beat(self.index, now);
+        let (counters, pipeline) = (&self.counters, &self.pipeline);
+        counters.set(Gauge::Flows, pipeline.flows() as u64);
+        counters.set(Gauge::HeldBytes, pipeline.held_bytes() as u64);
+        let (stream, http) = (pipeline.stream_stats(), pipeline.http_counters());
+        self.published.raise(
+            counters,
+            [
+                (Counter::KernelDrops, self.receiver.kernel_drops()),
+                (Counter::CutFrames, pipeline.cut_frames()),
+                (Counter::GapBytes, stream.gap_bytes),
+                (Counter::ShedBytes, stream.shed_bytes),
+                (Counter::TimeJumps, stream.time_jumps),
+                (
+                    Counter::IncompleteHeads,
+                    http.incomplete_heads + http.oversize_heads,
+                ),
+            ],
+        );
+    }
+
+    /// What has arrived is read, what is held is flushed, what is in flight is answered or counted.
+    fn drain(mut self) {
+        let begun = Instant::now();
+        while !self.read() && begun.elapsed() < LAST_READ {
+            self.forwarder.poll(Duration::ZERO, Instant::now());
+        }
+        let Self {
+            pipeline,
+            forwarder,
+            counters,
+            incomplete,
+            ..
+        } = &mut self;
+        pipeline.finish(End::Idle, &mut |request| {
+            submit(forwarder, counters, *incomplete, &request);
+        });
+        while !self.forwarder.idle() && begun.elapsed() < self.drain_timeout {
+            let now = Instant::now();
+            self.forwarder.poll(TICK, now);
+            self.publish(now);
+        }
+        self.forwarder.shut();
+        self.publish(Instant::now());
+    }
+}
+
+fn submit(
+    forwarder: &mut Forwarder,
+    counters: &WorkerCounters,
+    incomplete: Incomplete,
+    request: &Request,
+) {
+    if incomplete == Incomplete::Drop && request.flags.contains(Flags::TRUNCATED) {
+        counters.request(RequestOutcome::Incomplete);
+    } else {
+        forwarder.submit(request);
+    }
+}
+
+/// The stages keep totals; the metrics take increments. This remembers what was passed on.
+#[derive(Default)]
+struct Published([u64; 6]);
+
+impl Published {
+    fn raise(&mut self, counters: &WorkerCounters, totals: [(Counter, u64); 6]) {
+        for (last, (counter, total)) in self.0.iter_mut().zip(totals) {
+            if total > *last {
+                counters.add(counter, total - *last);
+                *last = total;
+            }
+        }
+    }
+}
+
+fn wall_clock() -> Timestamp {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
