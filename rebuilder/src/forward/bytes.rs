@@ -23,7 +23,7 @@ use std::ops::Range;
 
 use super::answer::AnswerTo;
 use super::sharing::{self, Sharing};
-use crate::http::{Flags, Framing, Request};
+use crate::http::{Flags, Framing, OriginSource, Request};
 
 /// Where the client's address goes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,21 +78,22 @@ pub(super) enum Field {
     TransferEncoding,
     Host,
     Upgrade,
-    /// Reads as one of the four before only to a lenient reader: `_` for `-`, a space around it.
+    /// Reads as one of those before to whoever takes `_` for `-`.
     Lookalike,
     Other,
 }
 
 impl Field {
+    /// By the name's bytes; white space around it is tolerated as the HTTP stage and lenient servers tolerate it.
     pub(super) fn of(name: &[u8]) -> Self {
         // By length first: nearly every header ends here.
         match name.trim_ascii().len() {
             4 | 7 | 9 | 10 | 13 | 14 | 15 | 17 => {}
             _ => return Self::Other,
         }
+        let name = name.trim_ascii();
         let exact = |field: &str| name.eq_ignore_ascii_case(field.as_bytes());
         let alike = |field: &str| {
-            let name = name.trim_ascii();
             name.len() == field.len()
                 && name.iter().zip(field.bytes()).all(|(&a, b)| {
                     let a = if a == b'_' { b'-' } else { a };
@@ -148,7 +149,7 @@ pub fn outgoing(request: &Request, rewrite: Rewrite) -> Outgoing {
             h.value.is_some() && Field::of(out.captured(&h.name)) == Field::ForwardedFor
         }),
     };
-    let mut keep_alive = request.version != (1, 0);
+    let mut keep_alive = request.version >= (1, 1);
     let mut length_rewritten = false;
     for (i, header) in request.headers.iter().enumerate() {
         let field = Field::of(out.captured(&header.name));
@@ -170,11 +171,14 @@ pub fn outgoing(request: &Request, rewrite: Rewrite) -> Outgoing {
                 }
             }
             (Field::ContentLength, Some(value)) => {
-                if let Body::Short { promised, captured } = body
-                    && parse_length(out.captured(value)) == Some(promised)
-                {
-                    out.replace(value.clone(), captured.to_string().as_bytes());
-                    length_rewritten = true;
+                let Body::Short { promised, captured } = body else {
+                    continue;
+                };
+                for member in list_items(out.captured(value), value.start) {
+                    if parse_length(out.captured(&member)) == Some(promised) {
+                        out.replace(member, captured.to_string().as_bytes());
+                        length_rewritten = true;
+                    }
                 }
             }
             (Field::ForwardedFor, Some(value)) if appended_to == Some(i) => {
@@ -202,7 +206,7 @@ pub fn outgoing(request: &Request, rewrite: Rewrite) -> Outgoing {
         server.ip(),
         server.port()
     );
-    write_flags(&mut out.bytes, flags);
+    write_flags(&mut out.bytes, flags, request.origin_from);
     if rewrite.hop_by_hop == HopByHop::Persist && !keep_alive {
         out.bytes.extend_from_slice(b"Connection: keep-alive\r\n");
     }
@@ -243,15 +247,20 @@ pub fn outgoing(request: &Request, rewrite: Rewrite) -> Outgoing {
     }
 }
 
-/// The names of the flags that are set, if any is.
-fn write_flags(out: &mut Vec<u8>, flags: Flags) {
+/// The names of the flags that are set and where the client's address comes from, if there is anything to say.
+fn write_flags(out: &mut Vec<u8>, flags: Flags, origin_from: OriginSource) {
+    let origin = match origin_from {
+        OriginSource::Peer => None,
+        OriginSource::Proxy => Some("client-proxy"),
+        OriginSource::Xff => Some("client-xff"),
+    };
     let mut separator = "X-Mirror-Flags: ";
-    for (name, _) in flags.iter_names() {
+    for name in flags.iter_names().map(|(name, _)| name).chain(origin) {
         out.extend_from_slice(separator.as_bytes());
         out.extend(name.bytes().map(|b| b.to_ascii_lowercase()));
         separator = ", ";
     }
-    if !flags.is_empty() {
+    if separator == ", " {
         out.extend_from_slice(b"\r\n");
     }
 }

@@ -13,6 +13,7 @@
 pub mod answer;
 mod backoff;
 pub mod bytes;
+mod connection;
 mod lane;
 mod pool;
 mod queue;
@@ -64,6 +65,9 @@ pub struct ForwardOptions {
     pub answer_timeout: Duration,
     /// The same for a disputed request, whose connection is its own (default 5 s).
     pub quarantine_timeout: Duration,
+    /// When our side of a disputed request's connection is shut, unless it is answered before (default 1 s since it was
+    /// written): so an analyser that reads another length into it does not wait for more.
+    pub shut_after: Duration,
     /// Connections that carry a single disputed or charged request (default 64); a quarter of them for one source.
     pub quarantine_connections: usize,
     /// A connection older than this takes no new requests (default 10 min), so that nodes added later get work.
@@ -90,6 +94,7 @@ impl Default for ForwardOptions {
             inflight_bytes: 16 * 1024 * 1024,
             answer_timeout: Duration::from_secs(10),
             quarantine_timeout: Duration::from_secs(5),
+            shut_after: Duration::from_secs(1),
             quarantine_connections: 64,
             connection_age: Duration::from_secs(600),
             backoff_max: Duration::from_secs(1),

@@ -2,7 +2,7 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,8 @@ use mio::{Events, Poll, Token};
 use super::answer::Head;
 use super::backoff::Backoff;
 use super::bytes::{self, Rewrite};
-use super::lane::{Broken, Lane};
+use super::connection::{Alone, Connection, Shut};
+use super::lane::Broken;
 use super::queue::{Item, Queue, Source};
 use super::sharing::Sharing;
 use super::tls::Connector;
@@ -20,17 +21,11 @@ use super::{ForwardError, ForwardOptions};
 use crate::http::Request;
 use crate::telemetry::{BalancerStatus, Counter, Gauge, RequestOutcome, WorkerCounters};
 
-/// For TCP and TLS to be established.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Read at once, and no more than [`READS_MAX`] times this from one connection before the others and the packets get
 /// their turn.
 const READ_BYTES: usize = 64 * 1024;
 /// See [`READ_BYTES`].
 const READS_MAX: usize = 4;
-/// Requests in one `writev`.
-const BATCH: usize = 16;
-/// Bytes written to one connection before the others and the packets get their turn.
-const WRITE_BYTES_MAX: usize = 1024 * 1024;
 /// Connections that linger until their last answer has come, for each one that takes requests.
 const LINGERING: usize = 2;
 /// A request that so many connections ended on is refused.
@@ -67,28 +62,6 @@ struct OnConnections {
     cost: usize,
     /// Requests without an outcome.
     requests: usize,
-}
-
-#[derive(Debug)]
-struct Connection {
-    transport: Transport,
-    lane: Lane,
-    /// Set in quarantine.
-    alone: Option<Alone>,
-    established: bool,
-    opened: Instant,
-    readable: bool,
-    writable: bool,
-    /// Why nothing more can be written; answers may still be there to read.
-    write_error: Option<io::Error>,
-}
-
-#[derive(Debug)]
-struct Alone {
-    source: Source,
-    /// The request's framing is disputed: our side is shut behind it, so that nobody waits for more.
-    disputed: bool,
-    shut: bool,
 }
 
 /// How a connection ended.
@@ -180,7 +153,7 @@ impl Forwarder {
         self.expire(now);
         self.dispatch(now);
         self.drive(now);
-        let wait = if self.has_work() {
+        let wait = if self.has_work(now) {
             Duration::ZERO
         } else {
             self.next_timer(now)
@@ -310,10 +283,16 @@ impl Forwarder {
             && let Some(slot) = self.free_slot(self.shared_slots..self.slots.len())
             && let Some(item) = self.queue.pop_alone()
         {
+            let disputed = item.sharing == Sharing::Alone;
             let alone = Alone {
                 source: item.source,
-                disputed: item.sharing == Sharing::Alone,
-                shut: false,
+                disputed,
+                // Who failed once may have failed for taking the end of our side for a lost client.
+                shut: if disputed && item.failures == 0 {
+                    Shut::Later
+                } else {
+                    Shut::Never
+                },
             };
             match self.open(slot, now) {
                 Ok(mut connection) => {
@@ -411,21 +390,15 @@ impl Forwarder {
         self.turn = self.turn.wrapping_add(1);
         let registry = self.poll.registry();
         let transport = Transport::open(address, self.tls.as_ref(), registry, Token(slot))?;
-        Ok(Connection {
-            transport,
-            lane: Lane::new(now),
-            alone: None,
-            established: false,
-            opened: now,
-            readable: false,
-            writable: false,
-            write_error: None,
-        })
+        Ok(Connection::new(transport, now))
     }
 
     /// Whether [`Forwarder::drive`] has something to do at once.
-    fn has_work(&self) -> bool {
-        self.slots.iter().flatten().any(Connection::has_work)
+    fn has_work(&self, now: Instant) -> bool {
+        self.slots
+            .iter()
+            .flatten()
+            .any(|connection| connection.has_work(&self.options, now))
     }
 
     /// Lets every connection that can do something do it.
@@ -434,7 +407,8 @@ impl Forwarder {
             let Some(slot) = self.slots.get_mut(i) else {
                 continue;
             };
-            if !slot.as_ref().is_some_and(Connection::has_work) {
+            let has_work = |c: &Connection| c.has_work(&self.options, now);
+            if !slot.as_ref().is_some_and(has_work) {
                 continue;
             }
             let Some(mut connection) = slot.take() else {
@@ -470,7 +444,7 @@ impl Forwarder {
                 Err(error) => return Err(End::Unreachable(error)),
             }
         }
-        connection.write(&self.counters, now);
+        connection.write(&self.options, &self.counters, now);
         self.read(connection, now)?;
         if connection.lane.is_done() {
             return Err(End::Done);
@@ -575,7 +549,8 @@ impl Forwarder {
     fn next_timer(&self, now: Instant) -> Option<Instant> {
         let connections = self.slots.iter().flatten();
         let mut next = connections
-            .filter_map(|connection| connection.timer(&self.options))
+            .flat_map(|c| [c.timer(&self.options), c.shut_at(&self.options)])
+            .flatten()
             .min();
         if self.queue.len() > 0 {
             for until in [self.reach.until(now), self.serve.until(now)] {
@@ -626,80 +601,6 @@ impl Forwarder {
             ended + self.in_flight() as u64,
             "submitted = outcomes + in flight"
         );
-    }
-}
-
-impl Connection {
-    fn has_work(&self) -> bool {
-        if !self.established {
-            return self.readable || self.writable;
-        }
-        self.readable
-            || (self.writable && (!self.lane.is_written() || self.transport.wants_flush()))
-            || self.wants_shut()
-    }
-
-    /// Whether our side is to be shut now.
-    fn wants_shut(&self) -> bool {
-        self.writable
-            && self.lane.is_written()
-            && self.alone.as_ref().is_some_and(|a| a.disputed && !a.shut)
-    }
-
-    /// When it is given up.
-    fn timer(&self, options: &ForwardOptions) -> Option<Instant> {
-        if !self.established {
-            return self.opened.checked_add(CONNECT_TIMEOUT);
-        }
-        let disputed = self.alone.as_ref().is_some_and(|alone| alone.disputed);
-        self.lane.deadline(if disputed {
-            options.quarantine_timeout
-        } else {
-            options.answer_timeout
-        })
-    }
-
-    /// Writes what it can. An error is kept for later: what was answered before it has to be read first.
-    fn write(&mut self, counters: &WorkerCounters, now: Instant) {
-        if self.write_error.is_some() {
-            return;
-        }
-        if let Err(error) = self.try_write(counters, now) {
-            self.writable = false;
-            if error.kind() != io::ErrorKind::WouldBlock {
-                // The next read tells whether answers are left.
-                self.readable = true;
-                self.write_error = Some(error);
-            }
-        }
-    }
-
-    fn try_write(&mut self, counters: &WorkerCounters, now: Instant) -> io::Result<()> {
-        let mut budget = WRITE_BYTES_MAX;
-        while self.writable && budget > 0 && !self.lane.is_written() {
-            let mut slices = [IoSlice::new(&[]); BATCH];
-            let filled = self.lane.unwritten(&mut slices);
-            let written = match self
-                .transport
-                .write(slices.get(..filled).unwrap_or_default())
-            {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                written => written?,
-            };
-            counters.add(Counter::ForwardedBytes, written as u64);
-            self.lane.wrote(written, now);
-            budget = budget.saturating_sub(written);
-        }
-        if self.writable && !self.transport.flush()? {
-            self.writable = false;
-        }
-        if self.wants_shut()
-            && let Some(alone) = &mut self.alone
-        {
-            alone.shut = true;
-            self.transport.shut_write()?;
-        }
-        Ok(())
     }
 }
 

@@ -1,1 +1,627 @@
+//! What is sent, byte for byte.
 
+use proptest::prelude::*;
+
+use super::super::bytes::{Outgoing, outgoing};
+use super::super::sharing::{BODY_SHARED_MAX, HEAD_SHARED_MAX, Sharing};
+use super::*;
+use crate::http::{Extractor, HttpOptions};
+use crate::stream::{Chunk, DirectionId, End};
+
+const PERSIST: Rewrite = Rewrite {
+    xff: XffStyle::Line,
+    hop_by_hop: HopByHop::Persist,
+};
+const KEEP: Rewrite = Rewrite {
+    xff: XffStyle::Line,
+    hop_by_hop: HopByHop::Keep,
+};
+const APPEND: Rewrite = Rewrite {
+    xff: XffStyle::Append,
+    hop_by_hop: HopByHop::Persist,
+};
+const XFF: &str = "X-Forwarded-For: 203.0.113.7\r\n";
+const REST: &str = "X-Real-IP: 203.0.113.7\r\nX-Server-Addr: 10.1.2.3\r\nX-Server-Port: 8080\r\n";
+
+fn text(sent: &Outgoing) -> &str {
+    std::str::from_utf8(&sent.bytes).unwrap()
+}
+
+/// What is sent for this capture.
+fn sent(raw: &str, rewrite: Rewrite) -> String {
+    text(&outgoing(&captured(raw.as_bytes()), rewrite)).to_owned()
+}
+
+#[test]
+fn our_lines_stand_after_the_captured_ones_and_nothing_else_changes() {
+    assert_eq!(
+        sent(
+            "PoST /a%00?<x> HTTP/1.1\r\nhOsT:  h \r\nA:1\r\na:\t2\r\nContent-Length: 3\r\n\r\nb\r\n",
+            PERSIST
+        ),
+        format!(
+            "PoST /a%00?<x> HTTP/1.1\r\nhOsT:  h \r\nA:1\r\na:\t2\r\nContent-Length: 3\r\n{XFF}{REST}\r\nb\r\n"
+        )
+    );
+}
+
+#[test]
+fn empty_lines_before_the_request_line_are_not_sent() {
+    assert_eq!(
+        sent("\r\n\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", PERSIST),
+        format!("GET / HTTP/1.1\r\nHost: h\r\n{XFF}{REST}\r\n")
+    );
+}
+
+#[test]
+fn the_client_is_appended_to_the_last_captured_list_or_has_a_line_of_its_own() {
+    let head = "GET / HTTP/1.1\r\nX-Forwarded-For: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2, 3.3.3.3 \r\nHost: h\r\n";
+    assert_eq!(
+        sent(&format!("{head}\r\n"), PERSIST),
+        format!("{head}{XFF}{REST}\r\n")
+    );
+    assert_eq!(
+        sent(&format!("{head}\r\n"), APPEND),
+        format!(
+            "GET / HTTP/1.1\r\nX-Forwarded-For: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2, 3.3.3.3, 203.0.113.7 \r\n\
+             Host: h\r\n{REST}\r\n"
+        )
+    );
+    assert_eq!(
+        sent("GET / HTTP/1.1\r\nHost: h\r\n\r\n", APPEND),
+        format!("GET / HTTP/1.1\r\nHost: h\r\n{XFF}{REST}\r\n")
+    );
+    assert_eq!(
+        sent("GET / HTTP/1.1\r\nX-Forwarded-For:\r\n\r\n", APPEND),
+        format!("GET / HTTP/1.1\r\nX-Forwarded-For: 203.0.113.7\r\n{REST}\r\n")
+    );
+}
+
+#[test]
+fn a_field_that_would_pass_for_ours_loses_its_first_byte_and_is_flagged() {
+    let request = captured(
+        b"GET / HTTP/1.1\r\nX-Real-IP: 1.1.1.1\r\nx_server_addr: 2\r\nX-SERVER_PORT : 3\r\nx-mirror-flags\r\nX-Real-IPs: 4\r\n\r\n",
+    );
+    let sent = outgoing(&request, PERSIST);
+    assert_eq!(
+        text(&sent),
+        format!(
+            "GET / HTTP/1.1\r\nZ-Real-IP: 1.1.1.1\r\nZ_server_addr: 2\r\nZ-SERVER_PORT : 3\r\nZ-mirror-flags\r\n\
+             X-Real-IPs: 4\r\n{XFF}{REST}X-Mirror-Flags: spoofed\r\n\r\n"
+        )
+    );
+    assert_eq!(sent.flags, Flags::SPOOFED);
+}
+
+#[test]
+fn under_persist_a_close_reads_keep_alive_and_http_1_0_gets_one() {
+    let flags = "X-Mirror-Flags: hop\r\n";
+    for (captured, expected) in [
+        (
+            "GET / HTTP/1.1\r\nConnection: close\r\n\r\n",
+            format!("GET / HTTP/1.1\r\nConnection: keep-alive\r\n{XFF}{REST}{flags}\r\n"),
+        ),
+        (
+            "GET / HTTP/1.1\r\nConnection: TE,  CLOSE ,close\r\n\r\n",
+            format!(
+                "GET / HTTP/1.1\r\nConnection: TE,  keep-alive ,keep-alive\r\n{XFF}{REST}{flags}\r\n"
+            ),
+        ),
+        (
+            "GET / HTTP/1.0\r\nHost: h\r\n\r\n",
+            format!(
+                "GET / HTTP/1.0\r\nHost: h\r\n{XFF}{REST}{flags}Connection: keep-alive\r\n\r\n"
+            ),
+        ),
+        (
+            "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+            format!("GET / HTTP/1.0\r\nConnection: keep-alive\r\n{XFF}{REST}\r\n"),
+        ),
+        (
+            "GET / HTTP/1.1\r\nConnection: upgrade\r\nX: close\r\n\r\n",
+            format!("GET / HTTP/1.1\r\nConnection: upgrade\r\nX: close\r\n{XFF}{REST}\r\n"),
+        ),
+    ] {
+        assert_eq!(sent(captured, PERSIST), expected);
+        let kept = captured.replacen("\r\n\r\n", &format!("\r\n{XFF}{REST}\r\n"), 1);
+        assert_eq!(sent(captured, KEEP), kept);
+    }
+}
+
+#[test]
+fn the_flags_and_the_origin_s_source_are_named() {
+    let mut request = get("/");
+    request.flags = Flags::all() - Flags::SPOOFED;
+    request.origin_from = OriginSource::Xff;
+    let names = "midstream, truncated, aborted, resynced, ambiguous, disputed, client-xff";
+    assert_eq!(
+        text(&outgoing(&request, PERSIST)),
+        format!(
+            "GET / HTTP/1.1\r\nHost: shop.example\r\n{XFF}{REST}X-Mirror-Flags: {names}\r\n\r\n"
+        ),
+        "`hop` is said of what was changed, not of what was captured"
+    );
+    request.flags = Flags::empty();
+    request.origin_from = OriginSource::Proxy;
+    assert!(text(&outgoing(&request, PERSIST)).contains("\r\nX-Mirror-Flags: client-proxy\r\n"));
+}
+
+#[test]
+fn ipv6_addresses_stand_without_brackets() {
+    let mut request = get("/");
+    request.origin = "2001:db8::7".parse().unwrap();
+    request.endpoints.dst = "[2001:db8::1]:443".parse().unwrap();
+    assert!(text(&outgoing(&request, PERSIST)).ends_with(
+        "X-Forwarded-For: 2001:db8::7\r\nX-Real-IP: 2001:db8::7\r\nX-Server-Addr: 2001:db8::1\r\n\
+         X-Server-Port: 443\r\n\r\n"
+    ));
+}
+
+#[test]
+fn a_cut_body_has_its_length_rewritten_in_place() {
+    let mut request =
+        captured(b"POST / HTTP/1.1\r\nContent-Length: 1000\r\nHost: h\r\n\r\n0123456789");
+    request.flags = Flags::TRUNCATED;
+    let sent = outgoing(&request, PERSIST);
+    assert_eq!(
+        text(&sent),
+        format!(
+            "POST / HTTP/1.1\r\nContent-Length: 10\r\nHost: h\r\n{XFF}{REST}X-Mirror-Flags: truncated\r\n\r\n0123456789"
+        )
+    );
+    assert_eq!(sent.sharing, Sharing::Followed);
+}
+
+#[test]
+fn of_several_lengths_those_that_framed_it_are_rewritten_and_it_stays_in_quarantine() {
+    let mut request = captured(
+        b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\nContent-Length : 9, 9\r\nContent-Length: 4\r\n\r\nab",
+    );
+    request.framing = Framing::Length(9);
+    request.flags = Flags::ABORTED;
+    let sent = outgoing(&request, PERSIST);
+    assert!(text(&sent).starts_with(
+        "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nContent-Length : 2, 2\r\nContent-Length: 4\r\n"
+    ));
+    assert_eq!(sent.sharing, Sharing::Alone);
+}
+
+const CHUNKED: &str = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n";
+
+fn chunked(body: &str, last_whole: usize, flags: Flags) -> Outgoing {
+    let mut request = captured(format!("{CHUNKED}\r\n{body}").as_bytes());
+    request.last_whole_chunk_end = request.head_end + last_whole;
+    request.flags = flags;
+    outgoing(&request, PERSIST)
+}
+
+#[test]
+fn a_whole_chunked_body_is_sent_verbatim() {
+    let body = "003;a=\"b\"\r\nabc\r\n0\r\nTrailer: x\r\n\r\n";
+    let sent = chunked(body, 16, Flags::empty());
+    assert_eq!(text(&sent), format!("{CHUNKED}{XFF}{REST}\r\n{body}"));
+    assert_eq!(sent.sharing, Sharing::Followed);
+}
+
+#[test]
+fn a_cut_chunked_body_ends_after_its_last_whole_chunk() {
+    let flags = "X-Mirror-Flags: truncated\r\n";
+    let head = format!("{CHUNKED}{XFF}{REST}{flags}\r\n");
+    // Cut inside the second chunk, inside the trailers, and inside the first size: the same end, the zero chunk.
+    for (body, last_whole, kept) in [
+        ("3\r\nabc\r\n5\r\nab", 8, "3\r\nabc\r\n"),
+        ("3\r\nabc\r\n0\r\nTrai", 8, "3\r\nabc\r\n"),
+        ("3", 0, ""),
+    ] {
+        let sent = chunked(body, last_whole, Flags::TRUNCATED);
+        assert_eq!(text(&sent), format!("{head}{kept}0\r\n\r\n"));
+        assert_eq!(sent.sharing, Sharing::Followed, "{body:?}");
+    }
+    // A tolerant parser's chunk that a strict one does not see: as the parser has it, but alone.
+    let sent = chunked("3\nabc\n5\nab", 6, Flags::TRUNCATED);
+    assert_eq!(text(&sent), format!("{head}3\nabc\n0\r\n\r\n"));
+    assert_eq!(sent.sharing, Sharing::Alone);
+}
+
+#[test]
+fn what_may_follow_a_request_is_decided_by_the_letter() {
+    use Sharing::{Alone, Followed, Last};
+    let long_head = format!(
+        "GET / HTTP/1.1\r\nHost: h\r\nX: {}\r\n\r\n",
+        "x".repeat(HEAD_SHARED_MAX)
+    );
+    let long_body = format!(
+        "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {0}\r\n\r\n{1}",
+        BODY_SHARED_MAX + 1,
+        "x".repeat(BODY_SHARED_MAX + 1)
+    );
+    let many_fields = format!(
+        "GET / HTTP/1.1\r\nHost: h\r\n{}\r\n",
+        "A: b\r\n".repeat(100)
+    );
+    for (raw, rewrite, expected) in [
+        ("GET / HTTP/1.1\r\nHost: h\r\n\r\n", PERSIST, Followed),
+        (
+            "GET /%20?%zz HTTP/1.1\r\nHost: h:80\r\n\r\n",
+            PERSIST,
+            Followed,
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: h\r\nX: \x7fa\r\n\r\n",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: h\r\nX: \u{e9}\r\n\r\n",
+            PERSIST,
+            Followed,
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+            PERSIST,
+            Followed,
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+            KEEP,
+            Last,
+        ),
+        ("GET / HTTP/1.0\r\nHost: h\r\n\r\n", PERSIST, Followed),
+        ("GET / HTTP/1.0\r\nHost: h\r\n\r\n", KEEP, Last),
+        (
+            "GET / HTTP/1.0\r\nHost: h\r\nConnection: keep-alive\r\n\r\n",
+            KEEP,
+            Followed,
+        ),
+        ("GET / HTTP/1.1\r\n\r\n", PERSIST, Last),
+        (
+            "GET / HTTP/1.1\r\nHost: h\r\nhost: h\r\n\r\n",
+            PERSIST,
+            Last,
+        ),
+        ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", PERSIST, Last),
+        ("CONNECT h:1 HTTP/1.1\r\nHost: h\r\n\r\n", PERSIST, Last),
+        (
+            "GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\n\r\n",
+            PERSIST,
+            Last,
+        ),
+        ("get / HTTP/1.1\r\nHost: h\r\n\r\n", PERSIST, Last),
+        ("M-SEARCH / HTTP/1.1\r\nHost: h\r\n\r\n", PERSIST, Last),
+        ("GET x HTTP/1.1\r\nHost: h\r\n\r\n", PERSIST, Last),
+        ("GET /%zz HTTP/1.1\r\nHost: h\r\n\r\n", PERSIST, Last),
+        ("GET /%00 HTTP/1.1\r\nHost: h\r\n\r\n", PERSIST, Last),
+        (&long_head, PERSIST, Last),
+        (&long_body, PERSIST, Last),
+        (&many_fields, PERSIST, Last),
+        ("GET / HTTP/1.2\r\nHost: h\r\n\r\n", PERSIST, Alone),
+        ("GET  / HTTP/1.1\r\nHost: h\r\n\r\n", PERSIST, Alone),
+        ("GET /a b HTTP/1.1\r\nHost: h\r\n\r\n", PERSIST, Alone),
+        ("G(T / HTTP/1.1\r\nHost: h\r\n\r\n", PERSIST, Alone),
+        ("GET / HTTP/1.1\r\nHost : h\r\n\r\n", PERSIST, Alone),
+        ("GET / HTTP/1.1\r\nHost: h\r\n X: y\r\n\r\n", PERSIST, Alone),
+        ("GET / HTTP/1.1\r\nHost: h\r\nX\r\n\r\n", PERSIST, Alone),
+        (
+            "GET / HTTP/1.1\r\nHost: h\r\nX: a\rb\r\n\r\n",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: h\r\nX: a\nb: c\r\n\r\n",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "GET / HTTP/1.1\r\nHost: h\r\nX: a\0b\r\n\r\n",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\nx",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent_Length: 5\r\n\r\nx",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: +1\r\n\r\n",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n0\r\n\r\n",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "POST / HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nTransfer_Encoding: chunked\r\n\r\n",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\n\r\n",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1 \r\nx\r\n0\r\n\r\n",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\nx\r\n0\r\n\r\n",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0000000000000000\r\n\r\n",
+            PERSIST,
+            Alone,
+        ),
+    ] {
+        let sent = outgoing(&captured(raw.as_bytes()), rewrite);
+        assert_eq!(sent.sharing, expected, "{:?}", &raw[..raw.len().min(200)]);
+    }
+    assert_eq!(outgoing(&disputed("/"), PERSIST).sharing, Alone);
+    let spoofed = "GET / HTTP/1.1\r\nHost: h\r\nX-Real-IP: 1\r\n\r\n";
+    assert_eq!(
+        outgoing(&captured(spoofed.as_bytes()), PERSIST).sharing,
+        Followed
+    );
+}
+
+/// Undoes by the contract's words alone: the names of our lines, and how many of them the flags say there are.
+fn captured_back(sent: &Outgoing, body_len: usize, hop_line: bool) -> Vec<u8> {
+    let (head, body) = sent.bytes.split_at(sent.bytes.len() - body_len);
+    let head = head.strip_suffix(b"\r\n").unwrap();
+    let mut lines: Vec<&[u8]> = head.split_inclusive(|&b| b == b'\n').collect();
+    let mut take = |name: &str| {
+        let line = lines.pop().unwrap();
+        assert!(line.starts_with(name.as_bytes()), "{}", line.escape_ascii());
+        assert!(line.ends_with(b"\r\n"));
+        assert_eq!(line.iter().filter(|&&b| b == b'\r').count(), 1);
+    };
+    if hop_line {
+        take("Connection: keep-alive");
+    }
+    if !sent.flags.is_empty() {
+        take("X-Mirror-Flags: ");
+    }
+    take("X-Server-Port: 8080");
+    take("X-Server-Addr: 10.1.2.3");
+    take("X-Real-IP: 203.0.113.7");
+    take("X-Forwarded-For: 203.0.113.7");
+    [lines.concat(), b"\r\n".to_vec(), body.to_vec()].concat()
+}
+
+/// Runs the bytes through the HTTP stage, with the client's address that these tests expect.
+fn extracted(raw: &[u8], end: End) -> Vec<Request> {
+    let mut extractor = Extractor::new(HttpOptions::default());
+    let mut requests = Vec::new();
+    let ends = get("/").endpoints;
+    let mut out = |mut request: Request| {
+        request.origin = IpAddr::from([203, 0, 113, 7]);
+        requests.push(request);
+    };
+    let dir = DirectionId(1);
+    let open = Chunk::Open { midstream: false };
+    extractor.chunk(dir, &ends, open, &mut out);
+    if !raw.is_empty() {
+        let data = Chunk::Data {
+            bytes: raw,
+            ts: Timestamp(1),
+            segment_start: true,
+            conflict: false,
+        };
+        extractor.chunk(dir, &ends, data, &mut out);
+    }
+    extractor.chunk(dir, &ends, Chunk::Closed(end), &mut out);
+    requests
+}
+
+fn field_name() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "[!#-'*+.^_`|~0-9A-Za-z-]{1,20}",
+        prop::sample::select(vec![
+            "X-Real-IP",
+            "x_real_ip",
+            "X-Server-Addr",
+            "x-server_port",
+            "X-Mirror-Flags",
+            "X-Forwarded-For",
+            "Host",
+            "Connection",
+            "Cookie",
+        ])
+        .prop_map(str::to_owned),
+    ]
+}
+
+fn field_value() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        prop::collection::vec(
+            any::<u8>().prop_filter("no line break", |&b| b != b'\r' && b != b'\n'),
+            0..20
+        ),
+        prop::sample::select(vec!["close", "keep-alive", "TE, close", "1.2.3.4"])
+            .prop_map(|v| v.as_bytes().to_vec()),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn taking_away_what_was_added_gives_the_captured_bytes(
+        minor in 0_u8..2,
+        fields in prop::collection::vec((field_name(), field_value()), 0..12),
+        body in prop::collection::vec(any::<u8>(), 0..50),
+        keep in any::<bool>(),
+    ) {
+        let mut raw = format!("POST /p HTTP/1.{minor}\r\n").into_bytes();
+        for (name, value) in &fields {
+            raw.extend_from_slice(name.as_bytes());
+            raw.extend_from_slice(b": ");
+            raw.extend_from_slice(value);
+            raw.extend_from_slice(b"\r\n");
+        }
+        raw.extend_from_slice(format!("Content-Length: {}\r\n\r\n", body.len()).as_bytes());
+        raw.extend_from_slice(&body);
+        let requests = extracted(&raw, End::Fin);
+        prop_assert_eq!(requests.len(), 1);
+        let request = &requests[0];
+        let sent = outgoing(request, if keep { KEEP } else { PERSIST });
+
+        // The HTTP stage and this one name the same flags, each by its own code (`hop` only under persist).
+        let expected = if keep { request.flags - Flags::HOP } else { request.flags };
+        prop_assert_eq!(sent.flags, expected);
+
+        let ours = ["x-real-ip", "x-server-addr", "x-server-port", "x-mirror-flags"];
+        let spoofed = |name: &str| ours.contains(&name.to_lowercase().replace('_', "-").as_str());
+        let closes = |value: &[u8]| value.split(|&b| b == b',').any(|t| t.trim_ascii() == b"close");
+        let keeps = |value: &[u8]| value.split(|&b| b == b',').any(|t| t.trim_ascii() == b"keep-alive");
+        let connection = |(name, _): &&(String, Vec<u8>)| name.eq_ignore_ascii_case("connection");
+        let mut connections = fields.iter().filter(connection);
+        let hop_line = !keep && minor == 0 && !connections.any(|(_, v)| closes(v) || keeps(v));
+        let back = captured_back(&sent, body.len(), hop_line);
+
+        let mut expected = format!("POST /p HTTP/1.{minor}\r\n").into_bytes();
+        for (name, value) in &fields {
+            if spoofed(name) {
+                expected.push(b'Z');
+                expected.extend_from_slice(&name.as_bytes()[1..]);
+            } else {
+                expected.extend_from_slice(name.as_bytes());
+            }
+            expected.extend_from_slice(b": ");
+            if name.eq_ignore_ascii_case("connection") && !keep && closes(value) {
+                let text = String::from_utf8(value.clone()).unwrap();
+                expected.extend_from_slice(text.replace("close", "keep-alive").as_bytes());
+            } else {
+                expected.extend_from_slice(value);
+            }
+            expected.extend_from_slice(b"\r\n");
+        }
+        expected.extend_from_slice(format!("Content-Length: {}\r\n\r\n", body.len()).as_bytes());
+        expected.extend_from_slice(&body);
+        prop_assert_eq!(back, expected);
+    }
+
+    /// httparse, which is none of ours, must find each of our fields once, with our value, whatever was captured.
+    #[test]
+    fn no_header_can_be_injected(
+        fields in prop::collection::vec((field_name(), "[ -~]{0,20}"), 0..12),
+        append in any::<bool>(),
+    ) {
+        let mut raw = b"GET / HTTP/1.1\r\n".to_vec();
+        for (name, value) in &fields {
+            raw.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+        }
+        raw.extend_from_slice(b"\r\n");
+        let request = captured(&raw);
+        let sent = outgoing(&request, if append { APPEND } else { PERSIST });
+        let mut parsed = [httparse::EMPTY_HEADER; 32];
+        let mut head = httparse::Request::new(&mut parsed);
+        prop_assert!(head.parse(&sent.bytes).unwrap().is_complete());
+        let values = |field: &str| -> Vec<&[u8]> {
+            let same = |name: &str| name.replace('_', "-").eq_ignore_ascii_case(field);
+            head.headers.iter().filter(|h| same(h.name)).map(|h| h.value).collect()
+        };
+        prop_assert_eq!(values("X-Real-IP"), [b"203.0.113.7"]);
+        prop_assert_eq!(values("X-Server-Addr"), [b"10.1.2.3"]);
+        prop_assert_eq!(values("X-Server-Port"), [b"8080"]);
+        prop_assert!(values("X-Mirror-Flags").len() <= 1);
+        let last = head.headers.iter().rfind(|h| h.name.eq_ignore_ascii_case("X-Forwarded-For"));
+        prop_assert!(last.unwrap().value.ends_with(b"203.0.113.7"));
+        let had = fields.iter().any(|(n, _)| n.eq_ignore_ascii_case("X-Forwarded-For"));
+        let lines = fields.len() + 3 + usize::from(!sent.flags.is_empty()) + usize::from(!(append && had));
+        prop_assert_eq!(head.headers.len(), lines);
+    }
+
+    /// What goes onto a shared connection must mean one request to every strict reader: the HTTP stage reads it back as
+    /// exactly one undisputed request that ends where it ends.
+    #[test]
+    fn what_may_be_followed_is_exactly_one_request(
+        method in prop::sample::select(vec!["GET", "POST", "get"]),
+        fields in prop::collection::vec(
+            (
+                prop::sample::select(vec![
+                    "Content-Length", "Transfer-Encoding", "Content_Length", "Host", "X", "Connection", "content-length ",
+                ]),
+                prop::sample::select(vec!["0", "5", "12", "chunked", "5, 5", "gzip", "close", "\x0bchunked", "h"]),
+                prop::sample::select(vec!["\r\n", "\r\n", "\r\n", "\n", "\r\n "]),
+            ),
+            0..5,
+        ),
+        body in prop::sample::select(vec![
+            "", "hello", "5\r\nhello\r\n0\r\n\r\n", "5\nhello\r\n0\r\n\r\n", "5\r\nhello\r\n0\r\n",
+            "5;x\r\nhello\r\n0\r\nA: b\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "ffffffffffffffffff\r\nhello\r\n",
+        ]),
+        fin in any::<bool>(),
+    ) {
+        let mut raw = format!("{method} / HTTP/1.1\r\n");
+        for (name, value, end) in fields {
+            raw.push_str(&format!("{name}: {value}{end}"));
+        }
+        raw.push_str("\r\n");
+        raw.push_str(body);
+        for request in extracted(raw.as_bytes(), if fin { End::Fin } else { End::Eof }) {
+            let sent = outgoing(&request, PERSIST);
+            if sent.sharing == Sharing::Alone {
+                continue;
+            }
+            let mut twice = sent.bytes.clone();
+            twice.extend_from_slice(b"GET /behind HTTP/1.1\r\nHost: h\r\n\r\n");
+            let read = extracted(&twice, End::Fin);
+            prop_assert_eq!(read.len(), 2, "{}", sent.bytes.escape_ascii());
+            prop_assert_eq!(&read[0].raw, &sent.bytes);
+            prop_assert!(!read[0].flags.intersects(Flags::DISPUTED | Flags::TRUNCATED | Flags::ABORTED));
+        }
+    }
+
+    #[test]
+    fn no_ranges_panic(
+        raw in prop::collection::vec(prop::sample::select(b"GETX-real_ip: \r\n0;chunked".to_vec()), 0..80),
+        ranges in prop::collection::vec((0_usize..100, 0_usize..100), 4..12),
+        framing in 0_u8..3,
+        length in any::<u64>(),
+        flags in any::<u16>(),
+        places in (0_usize..100, 0_usize..100, prop_oneof![0_usize..100, Just(usize::MAX)]),
+    ) {
+        let range = |i: usize| {
+            let (a, b): (usize, usize) = ranges[i % ranges.len()];
+            a..b
+        };
+        let request = Request {
+            line_start: places.0,
+            head_end: places.1,
+            last_whole_chunk_end: places.2,
+            method: range(0),
+            target: range(1),
+            headers: (2..ranges.len())
+                .map(|i| Header { name: range(i), value: (i % 3 > 0).then(|| range(i + 1)) })
+                .collect(),
+            framing: match framing {
+                0 => Framing::None,
+                1 => Framing::Length(length),
+                _ => Framing::Chunked,
+            },
+            flags: Flags::from_bits_truncate(flags),
+            ..request_of(raw)
+        };
+        for rewrite in [PERSIST, KEEP, APPEND] {
+            let _ = outgoing(&request, rewrite);
+        }
+    }
+}

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::http::{Flags, Framing, Header, Request};
+use crate::http::{Flags, Framing, Header, OriginSource, Request};
 use crate::stream::Endpoints;
 use crate::telemetry::{Counter, RequestOutcome, WorkerCounters};
 use crate::time::Timestamp;
@@ -98,7 +98,7 @@ fn request_of(raw: Vec<u8>) -> Request {
             dst: "10.1.2.3:8080".parse().unwrap(),
         },
         origin: IpAddr::from([203, 0, 113, 7]),
-        origin_from: crate::http::OriginSource::Peer,
+        origin_from: OriginSource::Peer,
         raw,
         line_start: 0,
         head_end: 0,

@@ -11,6 +11,7 @@ fn short() -> ForwardOptions {
     ForwardOptions {
         answer_timeout: Duration::from_millis(200),
         quarantine_timeout: Duration::from_millis(200),
+        shut_after: Duration::from_millis(20),
         ..ForwardOptions::default()
     }
 }
@@ -303,7 +304,7 @@ fn a_disputed_request_is_alone_on_its_connection_and_our_side_is_shut_behind_it(
         sent.send(all).unwrap();
         stream.write_all(OK).unwrap();
     });
-    let mut worker = Worker::new(peer.address, ForwardOptions::default());
+    let mut worker = Worker::new(peer.address, short());
     // Two lengths: whoever takes the second sees another request in the body.
     let mut request = captured(
         b"POST /d HTTP/1.1\r\nHost: h\r\nContent-Length: 20\r\nContent-Length: 0\r\n\r\nGET /smuggled HTTP/1",
@@ -348,6 +349,7 @@ fn quarantine_is_capped_and_one_source_takes_a_quarter_of_it_at_most() {
         peer.address,
         ForwardOptions {
             quarantine_connections: 8,
+            shut_after: Duration::from_millis(20),
             ..ForwardOptions::default()
         },
     );
