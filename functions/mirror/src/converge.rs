@@ -1,0 +1,357 @@
+//! Carries a plan out: paced, within a deadline, and safe against anyone who does the same at the same time.
+//!
+//! The session number is the lock. Two runs that look at one interface at once pick the same lowest free number, so
+//! the second create is refused, whatever the code; the answer to every refusal that we do not know is to describe
+//! the interface again and to plan anew. Then ours is there, and there is nothing left to do.
+
+use crate::answer::{Answer, Failed, SkipReason, Skipped, Touched};
+use crate::error::{ApiError, ErrorClass};
+use crate::id::{EniId, SessionId, SessionNumber};
+use crate::pace::Pacer;
+use crate::plan::{Action, Desired, Limits, Plan, SESSIONS_PER_INTERFACE, plan};
+use crate::ports::{Clock, NewSession, Ports, SessionQuery, Sessions};
+use crate::settings::Settings;
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// Tries of one call that can be retried.
+const TRIES: u32 = 4;
+/// The first wait between two tries; it doubles.
+const BACK_OFF: Duration = Duration::from_millis(500);
+/// Times that one interface is described and planned anew.
+const LOOKS: u32 = 3;
+/// What a call may take: none is begun with less time left.
+const CALL: Duration = Duration::from_secs(3);
+
+/// One invocation.
+#[derive(Debug)]
+pub struct Run<'a, P> {
+    /// The world.
+    pub ports: &'a P,
+    /// The settings.
+    pub settings: &'a Settings,
+    /// The pace of changes; lives as long as the process.
+    pub pacer: &'a Mutex<Pacer>,
+    /// When this run must have ended, in the time of [`Clock::now`].
+    pub deadline: Duration,
+}
+
+/// What came of a plan.
+#[derive(Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// For the answer.
+    pub answer: Answer,
+    /// Interfaces where another try, later, may succeed.
+    pub retryable: BTreeSet<EniId>,
+}
+
+/// Why a call did not succeed.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// No time left at this pace.
+    Time,
+    /// Refused, or out of tries.
+    Error(ApiError),
+}
+
+/// A call that changes something.
+enum Call<'a> {
+    Create {
+        eni: &'a EniId,
+        number: SessionNumber,
+        token: String,
+    },
+    Modify {
+        session: &'a SessionId,
+        number: SessionNumber,
+    },
+}
+
+/// Waits for the turn of one change. `false`: it would not come before the deadline.
+pub(crate) async fn turn(clock: &impl Clock, pacer: &Mutex<Pacer>, deadline: Duration) -> bool {
+    let wait = {
+        let mut pacer = pacer.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = clock.now();
+        let wait = pacer.wait(now);
+        if now + wait + CALL > deadline {
+            return false;
+        }
+        pacer.take(now);
+        wait
+    };
+    if !wait.is_zero() {
+        clock.sleep(wait).await;
+    }
+    true
+}
+
+/// Waits before the next try. `false`: there is no time for it.
+async fn back_off(clock: &impl Clock, tried: u32, deadline: Duration) -> bool {
+    let wait = BACK_OFF * 2u32.saturating_pow(tried);
+    if clock.now() + wait + CALL > deadline {
+        return false;
+    }
+    clock.sleep(wait).await;
+    true
+}
+
+/// Removes one session. One that is gone already is success.
+pub(crate) async fn delete<P: Sessions + Clock>(
+    ports: &P,
+    pacer: &Mutex<Pacer>,
+    deadline: Duration,
+    session: &SessionId,
+) -> Result<(), Stop> {
+    let mut tried = 0;
+    loop {
+        if !turn(ports, pacer, deadline).await {
+            return Err(Stop::Time);
+        }
+        tried += 1;
+        match ports.delete(session).await {
+            Err(e) if e.class == ErrorClass::Gone => return Ok(()),
+            Err(e) if e.class == ErrorClass::Retry && tried < TRIES => {
+                if !back_off(ports, tried, deadline).await {
+                    return Err(Stop::Error(e));
+                }
+            }
+            other => return other.map_err(Stop::Error),
+        }
+    }
+}
+
+impl<P: Ports> Run<'_, P> {
+    /// Carries out `plan`, which was made for `desired`. Skips of the plan are taken over into the answer.
+    pub async fn execute(&self, desired: &Desired, plan: Plan) -> Outcome {
+        let mut outcome = Outcome::default();
+        outcome.answer.skipped = plan
+            .skipped
+            .into_iter()
+            .map(|(eni, reason)| Skipped { eni, reason })
+            .collect();
+        let mut account_full = false;
+        for action in plan.actions {
+            if account_full && matches!(action, Action::Create { .. }) {
+                outcome.skip(action.eni(), SkipReason::AccountQuota);
+                continue;
+            }
+            account_full |= self.converge(desired, action, &mut outcome).await;
+        }
+        outcome
+    }
+
+    /// Carries out one action, and what it turns into when the interface has changed meanwhile. `true`: the account
+    /// has no session left.
+    async fn converge(&self, desired: &Desired, action: Action, outcome: &mut Outcome) -> bool {
+        let mut next = Some(action);
+        let mut looks = 0;
+        while let Some(action) = next.take() {
+            let eni = action.eni().clone();
+            let error = match self.act(desired, &action, outcome).await {
+                Ok(()) => return false,
+                Err(Stop::Time) => {
+                    outcome.skip(&eni, SkipReason::LeftToSweep);
+                    return false;
+                }
+                Err(Stop::Error(error)) => error,
+            };
+            let changed_meanwhile = match (&action, error.class) {
+                (Action::Create { .. }, ErrorClass::Unknown) => true,
+                (Action::Modify { .. }, ErrorClass::Unknown | ErrorClass::Gone) => true,
+                (Action::Create { .. }, ErrorClass::Gone) => {
+                    outcome.skip(&eni, SkipReason::InterfaceGone);
+                    return false;
+                }
+                _ => false,
+            };
+            looks += 1;
+            if !changed_meanwhile || looks > LOOKS {
+                let retryable = changed_meanwhile || error.class == ErrorClass::Retry;
+                outcome.fail(&eni, &error, retryable);
+                return error.code == "TrafficMirrorSessionLimitExceeded";
+            }
+            match self.look_again(desired, &eni).await {
+                Err(e) => outcome.fail(&eni, &e, e.class == ErrorClass::Retry),
+                Ok(replanned) => {
+                    for (eni, reason) in replanned.skipped {
+                        outcome.skip(&eni, reason);
+                    }
+                    // Deletions of doubles are the sweep's, which lists everything first.
+                    next = replanned
+                        .actions
+                        .into_iter()
+                        .find(|a| !matches!(a, Action::Delete { .. }));
+                    // The same again: what the refusal knew is not visible yet.
+                    if next.as_ref() == Some(&action)
+                        && !back_off(self.ports, looks, self.deadline).await
+                    {
+                        outcome.fail(&eni, &error, true);
+                        return false;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    async fn act(
+        &self,
+        desired: &Desired,
+        action: &Action,
+        outcome: &mut Outcome,
+    ) -> Result<(), Stop> {
+        match action {
+            Action::Create { eni, number } => {
+                let token = self.ports.token();
+                let made = self
+                    .call(
+                        desired,
+                        &Call::Create {
+                            eni,
+                            number: *number,
+                            token,
+                        },
+                    )
+                    .await?;
+                outcome.answer.created.push(Touched {
+                    eni: eni.clone(),
+                    session: made,
+                    number: *number,
+                });
+            }
+            Action::Modify {
+                session,
+                eni,
+                number,
+            } => {
+                self.call(
+                    desired,
+                    &Call::Modify {
+                        session,
+                        number: *number,
+                    },
+                )
+                .await?;
+                let session = Some(session.clone());
+                outcome.answer.modified.push(Touched {
+                    eni: eni.clone(),
+                    session,
+                    number: *number,
+                });
+            }
+            Action::Delete {
+                session,
+                eni,
+                number,
+                ..
+            } => {
+                delete(self.ports, self.pacer, self.deadline, session).await?;
+                let session = Some(session.clone());
+                outcome.answer.deleted.push(Touched {
+                    eni: eni.clone(),
+                    session,
+                    number: *number,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    async fn call(&self, desired: &Desired, call: &Call<'_>) -> Result<Option<SessionId>, Stop> {
+        let mut tried = 0;
+        loop {
+            if !turn(self.ports, self.pacer, self.deadline).await {
+                return Err(Stop::Time);
+            }
+            tried += 1;
+            let result = match call {
+                Call::Create { eni, number, token } => {
+                    let new = NewSession {
+                        eni,
+                        number: *number,
+                        spec: &desired.spec,
+                        stack: &desired.stack,
+                        token,
+                    };
+                    self.ports.create(new).await.map(Some)
+                }
+                Call::Modify { session, number } => self
+                    .ports
+                    .modify(session, *number, &desired.spec)
+                    .await
+                    .map(|()| None),
+            };
+            match result {
+                Err(e) if e.class == ErrorClass::Retry && tried < TRIES => {
+                    if !back_off(self.ports, tried, self.deadline).await {
+                        return Err(Stop::Error(e));
+                    }
+                }
+                other => return other.map_err(Stop::Error),
+            }
+        }
+    }
+
+    /// What there is to do on one interface, by what is there now.
+    async fn look_again(&self, desired: &Desired, eni: &EniId) -> Result<Plan, ApiError> {
+        let actual = self
+            .ports
+            .sessions(SessionQuery::On(std::slice::from_ref(eni)))
+            .await?;
+        let interfaces = desired
+            .interfaces
+            .iter()
+            .filter(|(e, _)| *e == eni)
+            .map(|(e, v)| (e.clone(), *v))
+            .collect();
+        let only = Desired {
+            interfaces,
+            complete: false,
+            ..desired.clone_without_interfaces()
+        };
+        Ok(plan(
+            &only,
+            &actual,
+            &Limits {
+                per_interface: SESSIONS_PER_INTERFACE,
+                per_account: None,
+            },
+        ))
+    }
+}
+
+impl Desired {
+    /// The same wish for other interfaces; 10,000 verdicts are not copied to look at one.
+    fn clone_without_interfaces(&self) -> Desired {
+        Desired {
+            stack: self.stack.clone(),
+            spec: self.spec.clone(),
+            base: self.base,
+            interfaces: Default::default(),
+            complete: self.complete,
+        }
+    }
+}
+
+impl Outcome {
+    fn skip(&mut self, eni: &EniId, reason: SkipReason) {
+        self.answer.skipped.push(Skipped {
+            eni: eni.clone(),
+            reason,
+        });
+    }
+
+    fn fail(&mut self, eni: &EniId, error: &ApiError, retryable: bool) {
+        self.answer.failed.push(Failed {
+            eni: eni.clone(),
+            error: error.to_string(),
+        });
+        if retryable {
+            self.retryable.insert(eni.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

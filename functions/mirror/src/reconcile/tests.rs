@@ -1,0 +1,291 @@
+use super::*;
+use crate::fake::{self, Fake, event_file, interface, session, tagged};
+use serde_json::json;
+use std::time::Duration;
+
+const ENI: &str = "eni-0a1b2c3d4e5f60718";
+
+fn with<T>(fake: &Fake, work: impl AsyncFnOnce(&Run<'_, Fake>) -> T) -> T {
+    let settings = fake::settings();
+    let pacer = fake::pacer();
+    let run = Run {
+        ports: fake,
+        settings: &settings,
+        pacer: &pacer,
+        deadline: Duration::from_secs(60),
+    };
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(work(&run))
+}
+
+/// One interface to be made, one right, one drifted, one unselected, one whose interface is gone, two foreign sessions.
+fn mixed() -> Fake {
+    let fake = Fake::new(vec![
+        tagged("eni-1", "i-1"),
+        tagged("eni-2", "i-2"),
+        tagged("eni-3", "i-3"),
+        interface("eni-4", "i-4"),
+    ]);
+    let mut drifted = session("tms-3", "eni-3", 105, Some(fake::STACK));
+    drifted.target = crate::id::TargetId::new("tmt-replaced");
+    fake.state().sessions = vec![
+        session("tms-2", "eni-2", 100, Some(fake::STACK)),
+        drifted,
+        session("tms-4", "eni-4", 100, Some(fake::STACK)),
+        session("tms-5", "eni-5", 100, Some(fake::STACK)),
+        session("tms-6", "eni-1", 100, Some("arn:of:another:stack")),
+        session("tms-7", "eni-4", 7, None),
+    ];
+    fake
+}
+
+fn touched(list: &[Touched]) -> Vec<(&str, Option<&str>, u16)> {
+    list.iter()
+        .map(|t| {
+            (
+                t.eni.as_str(),
+                t.session.as_ref().map(|s| s.as_str()),
+                t.number.get(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn a_sweep_makes_changes_and_removes_what_it_must_and_nothing_of_others() {
+    let fake = mixed();
+    let swept = with(&fake, async |run| sweep(run).await).unwrap();
+    assert_eq!(
+        touched(&swept.answer.created),
+        [("eni-1", Some("tms-005"), 101)]
+    );
+    assert_eq!(
+        touched(&swept.answer.modified),
+        [("eni-3", Some("tms-3"), 105)]
+    );
+    assert_eq!(
+        touched(&swept.answer.deleted),
+        [("eni-4", Some("tms-4"), 100), ("eni-5", Some("tms-5"), 100)]
+    );
+    assert_eq!((swept.ours, swept.foreign), (3, 2));
+    let ids: Vec<_> = fake
+        .state()
+        .sessions
+        .iter()
+        .map(|s| s.id.to_string())
+        .collect();
+    assert_eq!(ids, ["tms-2", "tms-3", "tms-6", "tms-7", "tms-005"]);
+    assert_eq!(
+        with(&fake, async |run| sweep(run).await).unwrap().answer,
+        Answer::default(),
+        "a second sweep rests"
+    );
+}
+
+#[test]
+fn a_dry_run_says_the_same_does_nothing_and_names_the_cost() {
+    let fake = mixed();
+    let before = fake.state().sessions.clone();
+    let dry = with(&fake, async |run| dry_run(run).await).unwrap();
+    assert_eq!(touched(&dry.answer.created), [("eni-1", None, 101)]);
+    assert_eq!(
+        touched(&dry.answer.modified),
+        [("eni-3", Some("tms-3"), 105)]
+    );
+    assert_eq!(dry.answer.deleted.len(), 2);
+    // 3 sessions of 0.015 $ an hour, 730 hours.
+    assert_eq!(dry.answer.monthly_cost, Some(32.85));
+    assert_eq!(fake.state().sessions, before);
+    assert_eq!(
+        fake.count("create") + fake.count("modify") + fake.count("delete"),
+        0
+    );
+}
+
+#[test]
+fn a_session_whose_interface_the_listing_does_not_show_yet_is_spared() {
+    let fake = Fake::new(vec![]);
+    fake.state().sessions = vec![session("tms-1", "eni-1", 100, Some(fake::STACK))];
+    let settings = fake::settings();
+    let pacer = fake::pacer();
+    let run = Run {
+        ports: &fake,
+        settings: &settings,
+        pacer: &pacer,
+        deadline: Duration::from_secs(60),
+    };
+    let plan = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(async {
+            let actual = fake.state().sessions.clone();
+            let desired = desire(&settings, &[], &AnalyzerAt::Addresses(vec![]), true);
+            let mut plan = plan(
+                &desired,
+                &actual,
+                &Limits {
+                    per_interface: 3,
+                    per_account: None,
+                },
+            );
+            assert_eq!(plan.actions.len(), 1);
+            fake.state().interfaces.push(tagged("eni-1", "i-1"));
+            spare_what_is_still_there(&run, &mut plan).await.unwrap();
+            plan
+        });
+    assert!(plan.actions.is_empty());
+}
+
+#[test]
+fn a_sweep_that_cannot_list_says_so() {
+    let fake = mixed();
+    fake.fail("sessions", fake::refused("UnauthorizedOperation"), 1);
+    let error = with(&fake, async |run| sweep(run).await).unwrap_err();
+    assert_eq!(error.code, "UnauthorizedOperation");
+    assert_eq!(fake.count("create"), 0);
+}
+
+#[test]
+fn each_request_is_told_by_its_fields() {
+    for (file, expected) in [
+        ("scheduled", Request::Sweep),
+        ("dry-run", Request::DryRun),
+        ("custom-create", Request::Custom),
+        ("custom-update", Request::Custom),
+        ("custom-delete", Request::Custom),
+    ] {
+        assert_eq!(Request::parse(&event_file(file)), Ok(expected), "{file}");
+    }
+    let Ok(Request::Explain(hint)) = Request::parse(&event_file("explain-instance")) else {
+        panic!("explain")
+    };
+    assert_eq!((hint.instances.len(), hint.enis.len()), (1, 0));
+    let Ok(Request::Explain(hint)) = Request::parse(&event_file("explain-interface")) else {
+        panic!("explain")
+    };
+    assert_eq!((hint.instances.len(), hint.enis.len()), (0, 1));
+}
+
+#[test]
+fn another_request_is_refused_in_one_line_with_the_remedy() {
+    for (payload, what) in [
+        (json!({}), "none of the known fields"),
+        (json!(null), "none of the known fields"),
+        (json!({"dry_run": false}), "dry_run: false is not true"),
+        (json!({"explain": "web-1"}), "explain: \"web-1\" is neither"),
+        (json!({"explain": 7}), "explain: 7 is neither"),
+        (
+            event_file("instance-running"),
+            "EC2 Instance State-change Notification",
+        ),
+    ] {
+        let line = Request::parse(&payload).unwrap_err().to_string();
+        assert!(
+            line.contains(what) && line.contains("send a scheduled event") && !line.contains('\n'),
+            "{line}"
+        );
+    }
+}
+
+fn explained(fake: &Fake, file: &str) -> Vec<Explained> {
+    let Ok(Request::Explain(hint)) = Request::parse(&event_file(file)) else {
+        panic!("{file}")
+    };
+    with(fake, async |run| explain(run, &hint).await).unwrap()
+}
+
+#[test]
+fn explain_tells_of_each_interface_why() {
+    let fake = Fake::with_one_tagged();
+    let said = explained(&fake, "explain-instance");
+    assert_eq!(
+        (said.len(), said[0].mirrored, said[0].reason.as_str()),
+        (1, false, "selected")
+    );
+    assert!(
+        said[0]
+            .text
+            .contains("`tag:Mirror=true` in Selection selects it"),
+        "{}",
+        said[0].text
+    );
+    assert!(said[0].text.contains("the next sweep makes it"));
+
+    fake.state().sessions = vec![session("tms-1", ENI, 100, Some(fake::STACK))];
+    let said = explained(&fake, "explain-interface");
+    assert!(
+        said[0].mirrored && said[0].text.contains("Session tms-1 with number 100"),
+        "{}",
+        said[0].text
+    );
+
+    fake.state().interfaces[0]
+        .instance
+        .as_mut()
+        .unwrap()
+        .instance_type = "t2.micro".to_owned();
+    assert!(
+        explained(&fake, "explain-interface")[0]
+            .text
+            .contains("T2 family")
+    );
+
+    fake.state().sessions = (1..4)
+        .map(|n| session(&format!("tms-{n}"), ENI, n, None))
+        .collect();
+    let said = explained(&fake, "explain-interface");
+    assert_eq!(
+        (said[0].mirrored, said[0].reason.as_str()),
+        (false, "interface_full")
+    );
+
+    fake.state().interfaces[0]
+        .instance
+        .as_mut()
+        .unwrap()
+        .tags
+        .clear();
+    let said = explained(&fake, "explain-interface");
+    assert_eq!(said[0].reason, "not_selected");
+    assert!(said[0].text.contains("tag:Mirror=true"), "{}", said[0].text);
+
+    fake.state().interfaces.clear();
+    let said = explained(&fake, "explain-instance");
+    assert_eq!(
+        (said[0].eni.as_ref(), said[0].reason.as_str()),
+        (None, "not_found")
+    );
+    assert_eq!(
+        explained(&fake, "explain-interface")[0]
+            .eni
+            .as_ref()
+            .map(EniId::as_str),
+        Some(ENI)
+    );
+}
+
+#[test]
+fn explain_names_the_term_that_excludes() {
+    let fake = Fake::with_one_tagged();
+    let mut settings = fake::settings();
+    settings.selection = "tag:Mirror=true, !vpc:vpc-*".parse().unwrap();
+    let pacer = fake::pacer();
+    let run = Run {
+        ports: &fake,
+        settings: &settings,
+        pacer: &pacer,
+        deadline: Duration::from_secs(60),
+    };
+    let hint = Hint {
+        enis: [EniId::new(ENI)].into(),
+        ..Hint::default()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    let said = runtime.block_on(explain(&run, &hint)).unwrap();
+    assert_eq!(said[0].reason, "excluded");
+    assert_eq!(said[0].text, "`!vpc:vpc-*` in Selection excludes it");
+}
