@@ -409,6 +409,20 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_names_every_flag_of_run() {
+        let readme = include_str!("../README.md");
+        let cli = Cli::command();
+        let run = cli.find_subcommand("run").unwrap();
+        for arg in run.get_arguments().filter(|a| a.get_id() != "help") {
+            let flag = arg.get_long().unwrap();
+            assert!(
+                readme.contains(&format!("| `--{flag} ")),
+                "README.md: no row for --{flag}"
+            );
+        }
+    }
+
+    #[test]
     fn sizes_and_times_are_read_with_their_units() {
         assert_eq!(parse_bytes("64M"), Ok(64 << 20));
         assert_eq!(parse_bytes("1000"), Ok(1000));
