@@ -52,6 +52,7 @@ def main() -> int:
         AWS_SESSION_TOKEN="emulated",
         AWS_ENDPOINT_URL=endpoint,
         MOTO_PORT=str(options.port),
+        MOTO_IAM_LOAD_MANAGED_POLICIES="true",
     )
     os.environ.setdefault("AWS_DEFAULT_REGION", "us-east-1")
     os.environ.pop("AWS_PROFILE", None)

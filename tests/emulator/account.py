@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import bus, compute, functions, mirroring_api, network, queues
+from . import bus, cloudformation, compute, custom, functions, mirroring_api, network, queues
 from .bus import Bus
+from .custom import CustomResources
 from .runtime import Runtimes
 from .server import Application, as_json
 
@@ -22,7 +23,10 @@ class Account:
         bus.install(self._bus)
         queues.install()
         compute.install(self._bus)
+        answers = CustomResources(endpoint)
+        cloudformation.install(endpoint, answers)
         route = self.application.route
+        route("PUT", custom.ROUTE, answers.answered)
         route("GET", "/_lab/network", lambda _path, _body: as_json(network.view()))
         route("GET", "/_lab/logs/", lambda name, _: (200, self._runtimes.logs(name).encode(), "text/plain"))
         route("GET", "/_lab/environments/", lambda name, _: as_json({"environments": self._runtimes.environments(name)}))

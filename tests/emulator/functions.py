@@ -10,6 +10,7 @@ import base64
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from moto.awslambda.exceptions import LambdaClientError
@@ -48,9 +49,11 @@ def run(account: str, region: str, arn: str, payload: bytes) -> Outcome:
     return _runtimes.invoke(_described(get_backend(account, region).get_function(arn)), payload)
 
 
-def run_later(account: str, region: str, arn: str, payload: bytes) -> None:
-    """One asynchronous invocation."""
-    _start_async(get_backend(account, region).get_function(arn), payload)
+def run_later(
+    account: str, region: str, arn: str, payload: bytes, lost: Callable[[str], None] = lambda _error: None
+) -> None:
+    """One asynchronous invocation. ``lost`` is called with the last error when no attempt succeeded."""
+    _start_async(get_backend(account, region).get_function(arn), payload, lost)
 
 
 def _described(function: LambdaFunction) -> Function:
@@ -93,15 +96,17 @@ def _invoke(self: LambdaFunction, body: Any, request_headers: Any, response_head
     return outcome.payload
 
 
-def _start_async(function: LambdaFunction, payload: bytes) -> None:
+def _start_async(
+    function: LambdaFunction, payload: bytes, lost: Callable[[str], None] = lambda _error: None
+) -> None:
     config = next(iter(function.event_invoke_config), None)
     retries = ASYNC_RETRIES
     if config and config.config.get("MaximumRetryAttempts") is not None:
         retries = int(config.config["MaximumRetryAttempts"])
-    threading.Thread(target=_run_async, args=(function, payload, retries), daemon=True).start()
+    threading.Thread(target=_run_async, args=(function, payload, retries, lost), daemon=True).start()
 
 
-def _run_async(function: LambdaFunction, payload: bytes, retries: int) -> None:
+def _run_async(function: LambdaFunction, payload: bytes, retries: int, lost: Callable[[str], None]) -> None:
     attempt = 0
     while True:
         try:
@@ -112,7 +117,8 @@ def _run_async(function: LambdaFunction, payload: bytes, retries: int) -> None:
         if outcome.error is None:
             return
         if attempt == retries:
-            log.error("asynchronous event of %s is lost: %s", function.function_name, outcome.payload.decode(errors="replace"))
-            return
+            error = outcome.payload.decode(errors="replace")
+            log.error("asynchronous event of %s is lost: %s", function.function_name, error)
+            return lost(error)
         attempt += 1
         time.sleep(ASYNC_RETRY_DELAY)
