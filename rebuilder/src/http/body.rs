@@ -1,6 +1,7 @@
 //! What is to come of a body, by its length or by its chunks.
 
 use super::chunked::{Chunked, Step};
+use super::context::Context;
 use super::search::{Origin, Search};
 
 /// What is to come of a body.
@@ -30,6 +31,22 @@ impl Rest {
         }
     }
 
+    /// Whether a strict reader refuses what was seen.
+    pub(super) fn odd(&self) -> bool {
+        match self {
+            Self::Length(_) => false,
+            Self::Chunked { coding, .. } => coding.odd(),
+        }
+    }
+
+    /// How many of the next `len` bytes can belong to the body.
+    pub(super) fn at_most(&self, len: usize) -> usize {
+        match self {
+            Self::Length(left) => usize::try_from(*left).map_or(len, |left| left.min(len)),
+            Self::Chunked { .. } => len,
+        }
+    }
+
     pub(super) fn feed(&mut self, bytes: &[u8]) -> Step {
         match self {
             Self::Length(left) => {
@@ -48,7 +65,7 @@ impl Rest {
     }
 
     /// After a piece that ends where the next byte may break the coding: the search sees the bytes that are in doubt.
-    pub(super) fn read_along(&mut self, bytes: &[u8], origin: Origin, max: usize) {
+    pub(super) fn read_along(&mut self, cx: &mut Context<'_>, bytes: &[u8], origin: Origin) {
         let Self::Chunked { coding, search } = self else {
             return;
         };
@@ -65,6 +82,7 @@ impl Rest {
             ..origin
         };
         // A size line holds no line end, so nothing can be found yet.
+        let max = cx.search_max(search, bytes.len() - from);
         let _ = search.feed(bytes.get(from..).unwrap_or_default(), origin, max);
     }
 }

@@ -5,55 +5,15 @@ use std::net::IpAddr;
 
 use super::body::Rest;
 use super::chunked::{Chunked, Step};
-use super::client::forwarded_for;
-use super::extract::{HttpCounters, HttpOptions};
-use super::framing::{Verdict, judge};
-use super::head::{Head, HeadScan, Reject, Scan, looks_like_status, split};
+use super::context::Context;
+use super::framing::judge;
+use super::head::{HeadScan, Reject, Scan, looks_like_status, split};
+use super::open::{Building, Open};
 use super::proxy::{self, Preamble};
 use super::search::{Origin, Search};
-use super::{Flags, Framing, OriginSource, Request, wants_hop};
-use crate::stream::{End, Endpoints, Interest};
+use super::{Flags, Framing};
+use crate::stream::{End, Interest};
 use crate::telemetry::PacketOutcome;
-use crate::time::Timestamp;
-
-/// What a direction needs of its extractor.
-pub(super) struct Context<'a> {
-    pub(super) options: &'a HttpOptions,
-    pub(super) counters: &'a mut HttpCounters,
-    pub(super) ends: &'a Endpoints,
-    pub(super) out: &'a mut dyn FnMut(Request),
-}
-
-/// Bytes since the end of the previous message.
-#[derive(Debug, Default)]
-struct Building {
-    /// Of the first of them.
-    ts: Timestamp,
-    raw: Vec<u8>,
-    flags: Flags,
-}
-
-impl Building {
-    /// Notes that bytes of a piece go in.
-    fn touch(&mut self, origin: Origin) {
-        if self.raw.is_empty() {
-            self.ts = origin.ts;
-        }
-        if origin.conflict {
-            self.flags |= Flags::AMBIGUOUS;
-        }
-    }
-}
-
-/// A request whose head is known.
-#[derive(Debug)]
-struct Open {
-    building: Building,
-    line_start: usize,
-    head_end: usize,
-    head: Head,
-    verdict: Verdict,
-}
 
 /// A request whose body is being read.
 #[derive(Debug)]
@@ -149,9 +109,7 @@ impl Direction {
             // Every step takes a byte, or moves on to a state that does.
             let (next, used) =
                 match mem::replace(&mut self.state, State::Opaque(PacketOutcome::NotHttp)) {
-                    State::Preamble(building) => {
-                        Self::preamble(&mut self.proxied, cx, building, bytes, origin)
-                    }
+                    State::Preamble(building) => self.preamble(cx, building, bytes, origin),
                     State::Head(building, scan) => self.head(cx, building, scan, bytes, origin),
                     State::Body(body) => self.body(cx, body, bytes, origin),
                     State::Skip(rest) => self.skip(cx, rest, bytes, origin),
@@ -180,11 +138,7 @@ impl Direction {
             State::Head(building, scan) => {
                 cx.counters.skipped_bytes += building.raw.len() as u64;
                 cx.counters.incomplete_heads += u64::from(scan.begun());
-                if self.after == After::Connect {
-                    State::Opaque(PacketOutcome::Tunnel)
-                } else {
-                    self.lose(cx)
-                }
+                self.lose_head(cx)
             }
             State::Body(body) => {
                 let InBody { open, rest } = *body;
@@ -206,7 +160,7 @@ impl Direction {
     }
 
     /// Nothing more comes.
-    pub(super) fn close(mut self, cx: &mut Context<'_>, end: End) {
+    pub(super) fn close(&mut self, cx: &mut Context<'_>, end: End) -> Interest {
         match mem::replace(&mut self.state, State::Opaque(PacketOutcome::NotHttp)) {
             State::Preamble(building) => {
                 cx.counters.skipped_bytes += building.raw.len() as u64;
@@ -227,6 +181,7 @@ impl Direction {
             State::Search { search, .. } => cx.counters.skipped_bytes += search.pending(),
             State::Opaque(_) => {}
         }
+        Interest::Wanted
     }
 
     fn interest(&self) -> Interest {
@@ -257,7 +212,7 @@ impl Direction {
     }
 
     fn preamble(
-        proxied: &mut Option<IpAddr>,
+        &mut self,
         cx: &mut Context<'_>,
         mut building: Building,
         bytes: &[u8],
@@ -267,6 +222,9 @@ impl Direction {
         let read = if held == 0 {
             proxy::read(bytes)
         } else {
+            if !cx.admit(&mut building.raw, bytes.len(), usize::MAX) {
+                return self.shed_head(cx, held, bytes);
+            }
             building.raw.extend_from_slice(bytes);
             let read = proxy::read(&building.raw);
             building.raw.truncate(held);
@@ -274,6 +232,9 @@ impl Direction {
         };
         match read {
             Preamble::More => {
+                if !cx.admit(&mut building.raw, bytes.len(), usize::MAX) {
+                    return self.shed_head(cx, held, bytes);
+                }
                 building.touch(origin);
                 building.raw.extend_from_slice(bytes);
                 (State::Preamble(building), bytes.len())
@@ -281,10 +242,26 @@ impl Direction {
             Preamble::Absent => (State::Head(building, HeadScan::new(false)), 0),
             Preamble::Header { len, source } => {
                 cx.counters.proxy_headers += 1;
-                *proxied = source;
+                self.proxied = source;
                 let next = State::Head(Building::default(), HeadScan::new(false));
                 (next, len.saturating_sub(held))
             }
+        }
+    }
+
+    /// There is no room for the rest of a head.
+    fn shed_head(&mut self, cx: &mut Context<'_>, held: usize, bytes: &[u8]) -> Stepped {
+        cx.counters.shed_heads += 1;
+        cx.counters.skipped_bytes += (held + bytes.len()) as u64;
+        (self.lose_head(cx), bytes.len())
+    }
+
+    /// A head is given up; what a boundary meant is not known any more.
+    fn lose_head(&mut self, cx: &mut Context<'_>) -> State {
+        if self.after == After::Connect {
+            State::Opaque(PacketOutcome::Tunnel)
+        } else {
+            self.lose(cx)
         }
     }
 
@@ -302,12 +279,18 @@ impl Direction {
         let data = if held == 0 {
             bytes
         } else {
+            if !cx.admit(&mut building.raw, bytes.len(), usize::MAX) {
+                return self.shed_head(cx, held, bytes);
+            }
             building.raw.extend_from_slice(bytes);
             &building.raw
         };
         match scan.scan(data, cx.options.max_head) {
             Scan::More => {
                 if held == 0 {
+                    if !cx.admit(&mut building.raw, bytes.len(), usize::MAX) {
+                        return self.shed_head(cx, 0, bytes);
+                    }
                     building.raw.extend_from_slice(bytes);
                 }
                 (State::Head(building, scan), bytes.len())
@@ -338,15 +321,22 @@ impl Direction {
                     return (self.reject(cx, Reject::Garbage), 0);
                 };
                 let used = end.saturating_sub(held);
+                let mut admitted = true;
                 if held == 0 {
-                    // One allocation for what this piece holds of the request.
+                    // One allocation for what this piece holds of the request. If that is all of it, it is handed on
+                    // at once and not held.
+                    let behind = bytes.len().saturating_sub(used);
                     let body = match verdict.framing {
-                        Framing::None => 0,
-                        Framing::Length(length) => usize::try_from(length).unwrap_or(usize::MAX),
-                        Framing::Chunked => 1024,
+                        Framing::None => Some(0),
+                        Framing::Length(length) => {
+                            usize::try_from(length).ok().filter(|n| *n <= behind)
+                        }
+                        Framing::Chunked => None,
                     };
-                    let all = used.saturating_add(body).min(bytes.len());
-                    building.raw.reserve_exact(all);
+                    match body {
+                        Some(body) => building.raw.reserve_exact(used + body),
+                        None => admitted = cx.admit(&mut building.raw, used, used),
+                    }
                     building
                         .raw
                         .extend_from_slice(bytes.get(..used).unwrap_or_default());
@@ -371,6 +361,9 @@ impl Direction {
                         search: Search::default(),
                     },
                 };
+                if !admitted {
+                    return (self.shed(cx, open, rest), used);
+                }
                 (State::Body(Box::new(InBody { open, rest })), used)
             }
         }
@@ -416,6 +409,11 @@ impl Direction {
             .saturating_sub(open.building.raw.len());
         let full = bytes.len() > room;
         let bytes = bytes.get(..room).unwrap_or(bytes);
+        let all = open.building.raw.len().saturating_add(rest.at_most(room));
+        if !cx.admit(&mut open.building.raw, rest.at_most(bytes.len()), all) {
+            let InBody { open, rest } = *body;
+            return (self.shed(cx, open, rest), 0);
+        }
         let step = rest.feed(bytes);
         let taken = match step {
             Step::More => bytes.len(),
@@ -429,7 +427,7 @@ impl Direction {
         }
         match step {
             Step::More => {
-                rest.read_along(bytes, origin, cx.options.max_head);
+                rest.read_along(cx, bytes, origin);
                 if full {
                     cx.counters.oversize_requests += 1;
                     let InBody { open, rest } = *body;
@@ -456,6 +454,13 @@ impl Direction {
                 self.behind(cx, rest, step, bytes, origin)
             }
         }
+    }
+
+    /// There is no room for the rest of a body: what is there is given, the rest is passed over.
+    fn shed(&mut self, cx: &mut Context<'_>, open: Open, rest: Rest) -> State {
+        cx.counters.shed_requests += 1;
+        self.give(cx, open, &rest, Flags::TRUNCATED);
+        State::Skip(rest)
     }
 
     fn skip(
@@ -488,7 +493,7 @@ impl Direction {
     ) -> Stepped {
         match (step, rest) {
             (Step::More, mut rest) => {
-                rest.read_along(bytes, origin, cx.options.max_head);
+                rest.read_along(cx, bytes, origin);
                 (State::Skip(rest), bytes.len())
             }
             (Step::End(at), _) => (self.boundary(), at),
@@ -539,7 +544,8 @@ impl Direction {
             }
         }
         let before = search.pending();
-        let found = search.feed(bytes, origin, cx.options.max_head);
+        let max = cx.search_max(&search, bytes.len());
+        let found = search.feed(bytes, origin, max);
         let (taken, kept) = match &found {
             Some(found) => (found.used, found.line.len() as u64),
             None => (bytes.len(), search.pending()),
@@ -568,52 +574,12 @@ impl Direction {
 
     /// Hands a request on.
     fn give(&mut self, cx: &mut Context<'_>, open: Open, rest: &Rest, how: Flags) {
-        let Open {
-            building,
-            line_start,
-            head_end,
-            head,
-            verdict,
-        } = open;
-        let Building { ts, mut raw, flags } = building;
-        if raw.capacity() - raw.len() > raw.len() / 4 + 64 {
-            raw.shrink_to_fit();
-        }
-        let mut disputed = verdict.disputed;
-        let mut last_whole_chunk_end = head_end;
-        let mut body_len = (raw.len() - head_end.min(raw.len())) as u64;
-        if let Rest::Chunked { coding, .. } = rest {
-            disputed |= coding.odd();
-            body_len = coding.data();
-            last_whole_chunk_end = head_end
-                .saturating_add(usize::try_from(coding.whole()).unwrap_or(usize::MAX))
-                .min(raw.len());
-        }
-        let mut request = Request {
-            ts,
-            endpoints: *cx.ends,
-            origin: cx.ends.src.ip(),
-            origin_from: OriginSource::Peer,
-            raw,
-            line_start,
-            head_end,
-            method: head.method,
-            target: head.target,
-            version: head.version,
-            headers: head.headers,
-            framing: verdict.framing,
-            body_len,
-            last_whole_chunk_end,
-            flags: flags | how,
-        };
-        self.name_the_client(cx, &mut request);
-        self.disputed |= disputed;
+        let verdict = open.verdict;
+        let mut request = open.finish(cx, rest, self.proxied);
+        self.disputed |= verdict.disputed || rest.odd();
+        request.flags |= how;
         request.flags.set(Flags::MIDSTREAM, self.midstream);
         request.flags.set(Flags::DISPUTED, self.disputed);
-        request.flags.set(Flags::SPOOFED, verdict.spoofed);
-        request
-            .flags
-            .set(Flags::HOP, cx.options.hop_persist && wants_hop(&request));
         // A reader that believes the client stops here: what follows exists for some and not for others.
         self.disputed |= verdict.closes;
         self.spoke_http = true;
@@ -626,23 +592,5 @@ impl Direction {
         };
         cx.counters.requests += 1;
         (cx.out)(request);
-    }
-
-    fn name_the_client(&self, cx: &Context<'_>, request: &mut Request) {
-        if let Some(source) = self.proxied {
-            request.origin = source;
-            request.origin_from = OriginSource::Proxy;
-        } else if cx
-            .options
-            .trust
-            .iter()
-            .any(|net| net.contains(request.origin))
-        {
-            let named = forwarded_for(request.values("x-forwarded-for"), &cx.options.trust);
-            if let Some(client) = named {
-                request.origin = client;
-                request.origin_from = OriginSource::Xff;
-            }
-        }
     }
 }

@@ -2,9 +2,11 @@
 
 use hashbrown::HashMap;
 
-use super::direction::{Context, Direction};
+use super::context::Context;
+use super::direction::Direction;
 use super::search::Origin;
 use super::{Cidr, Request};
+use crate::stream::budget::{Budget, Source};
 use crate::stream::{Chunk, DirectionId, Endpoints, Interest};
 
 /// What the extractor may hold and whom it believes.
@@ -16,6 +18,10 @@ pub struct HttpOptions {
     /// The most raw bytes that are kept of one request. A longer one is `truncated` and counted in
     /// [`HttpCounters::oversize_requests`]; its framing is followed to the end.
     pub max_request: usize,
+    /// The most bytes that are held of requests that are not complete yet, all directions together; above half of it
+    /// one sender (an IPv4 address, a /64 of IPv6) may hold a quarter. What would go beyond is cut: a body is given as
+    /// `truncated` ([`HttpCounters::shed_requests`]), a head is given up ([`HttpCounters::shed_heads`]).
+    pub max_held: usize,
     /// How many bytes a direction may show without a request before it is given up as not HTTP.
     pub max_search: u64,
     /// TCP peers whose `X-Forwarded-For` is believed.
@@ -29,6 +35,7 @@ impl Default for HttpOptions {
         Self {
             max_head: 128 << 10,
             max_request: 64 << 20,
+            max_held: 256 << 20,
             max_search: 64 << 20,
             trust: Vec::new(),
             hop_persist: true,
@@ -47,8 +54,12 @@ pub struct HttpCounters {
     pub oversize_heads: u64,
     /// Requests longer than [`HttpOptions::max_request`]: given as `truncated`.
     pub oversize_requests: u64,
-    /// Times the framing of a direction was lost: a gap outside a body of known length, a broken chunk, or bytes at a
-    /// boundary that are no request.
+    /// Requests cut because [`HttpOptions::max_held`] was reached: given as `truncated`.
+    pub shed_requests: u64,
+    /// Heads given up because [`HttpOptions::max_held`] was reached: no row.
+    pub shed_heads: u64,
+    /// Times the framing of a direction was lost: a gap outside a body of known length, a broken chunk, a head given up,
+    /// or bytes at a boundary that are no request.
     pub lost_framings: u64,
     /// Times a request line found it again.
     pub resyncs: u64,
@@ -60,13 +71,13 @@ pub struct HttpCounters {
 }
 
 /// Turns the chunks of all directions into requests.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Extractor {
     options: HttpOptions,
     counters: HttpCounters,
     /// Keyed by our own running number, so no stranger chooses the keys.
     directions: HashMap<DirectionId, Direction, foldhash::fast::RandomState>,
-    held: usize,
+    budget: Budget,
 }
 
 impl Extractor {
@@ -74,8 +85,10 @@ impl Extractor {
     #[must_use]
     pub fn new(options: HttpOptions) -> Self {
         Self {
+            budget: Budget::new(options.max_held),
             options,
-            ..Self::default()
+            counters: HttpCounters::default(),
+            directions: HashMap::default(),
         }
     }
 
@@ -87,63 +100,60 @@ impl Extractor {
         chunk: Chunk<'_>,
         out: &mut impl FnMut(Request),
     ) -> Interest {
+        let source = Source::of(ends.src.ip());
+        if let Chunk::Open { midstream } = chunk {
+            let fresh = Direction::new(midstream);
+            let held = self
+                .directions
+                .insert(dir, fresh)
+                .map_or(0, |old| old.held());
+            self.budget.change(source, held, 0);
+            return Interest::Wanted;
+        }
+        // A direction that was never opened is one whose beginning is not known.
+        let direction = self
+            .directions
+            .entry(dir)
+            .or_insert_with(|| Direction::new(true));
+        let before = direction.held();
         let mut cx = Context {
             options: &self.options,
             counters: &mut self.counters,
+            budget: &self.budget,
+            source,
+            grown: 0,
             ends,
             out,
         };
-        match chunk {
-            Chunk::Open { midstream } => {
-                if let Some(old) = self.directions.insert(dir, Direction::new(midstream)) {
-                    self.held -= old.held();
-                }
-                Interest::Wanted
-            }
-            Chunk::Closed(end) => {
-                if let Some(direction) = self.directions.remove(&dir) {
-                    self.held -= direction.held();
-                    direction.close(&mut cx, end);
-                }
-                Interest::Wanted
-            }
+        let interest = match chunk {
             Chunk::Data {
                 bytes,
                 ts,
                 segment_start,
                 conflict,
             } => {
-                // A direction that was never opened is one whose beginning is not known.
-                let direction = self
-                    .directions
-                    .entry(dir)
-                    .or_insert_with(|| Direction::new(true));
-                let before = direction.held();
                 let origin = Origin {
                     ts,
                     segment_start,
                     conflict,
                 };
-                let interest = direction.data(&mut cx, bytes, origin);
-                self.held = self.held - before + direction.held();
-                interest
+                direction.data(&mut cx, bytes, origin)
             }
-            Chunk::Gap { len } => {
-                let Some(direction) = self.directions.get_mut(&dir) else {
-                    return Interest::Wanted;
-                };
-                let before = direction.held();
-                let interest = direction.gap(&mut cx, len);
-                self.held = self.held - before + direction.held();
-                interest
-            }
+            Chunk::Gap { len } => direction.gap(&mut cx, len),
+            Chunk::Closed(end) => direction.close(&mut cx, end),
+            Chunk::Open { .. } => Interest::Wanted,
+        };
+        self.budget.change(source, before, direction.held());
+        if matches!(chunk, Chunk::Closed(_)) {
+            self.directions.remove(&dir);
         }
+        interest
     }
 
     /// Bytes of requests that are not complete yet.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
-        self.held
+        self.budget.total()
     }
 
     /// See [`HttpCounters`].

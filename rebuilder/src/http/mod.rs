@@ -11,10 +11,12 @@
 mod body;
 mod chunked;
 mod client;
+mod context;
 mod direction;
 mod extract;
 mod framing;
 mod head;
+mod open;
 mod proxy;
 mod row;
 mod search;

@@ -70,7 +70,8 @@ impl Search {
 
     /// Drops all candidates.
     pub(super) fn reset(&mut self) {
-        self.buf.clear();
+        // Not cleared: most directions that are searched never have a candidate again.
+        self.buf = Vec::new();
         self.live.clear();
     }
 

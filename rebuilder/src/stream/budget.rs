@@ -5,13 +5,13 @@ use std::net::IpAddr;
 
 /// Who is charged: the sender's IPv4 address or the /64 of its IPv6 address, because one host commands a whole /64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Source {
+pub(crate) enum Source {
     V4(u32),
     V6(u64),
 }
 
 impl Source {
-    pub(super) fn of(ip: IpAddr) -> Self {
+    pub(crate) fn of(ip: IpAddr) -> Self {
         match ip {
             IpAddr::V4(ip) => Self::V4(ip.to_bits()),
             IpAddr::V6(ip) => {
@@ -26,7 +26,7 @@ impl Source {
 /// Held bytes, in all and per source. A source that holds nothing has no entry, so the table is no larger than
 /// what is held.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(crate) struct Budget {
     total: usize,
     cap: usize,
     /// std's `RandomState` is keyed per process: senders cannot choose colliding addresses.
@@ -34,7 +34,7 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    pub(super) fn new(cap: usize) -> Self {
+    pub(crate) fn new(cap: usize) -> Self {
         Self {
             total: 0,
             cap,
@@ -42,12 +42,12 @@ impl Budget {
         }
     }
 
-    pub(super) fn total(&self) -> usize {
+    pub(crate) fn total(&self) -> usize {
         self.total
     }
 
     /// What `source` holds went from `before` to `after` bytes in one of its directions.
-    pub(super) fn change(&mut self, source: Source, before: usize, after: usize) {
+    pub(crate) fn change(&mut self, source: Source, before: usize, after: usize) {
         if before == after {
             return;
         }
@@ -61,7 +61,7 @@ impl Budget {
 
     /// Whether `source` may not hold `more` bytes: the table is full, or it is more than half full and the source
     /// would have more than a quarter of it.
-    pub(super) fn exceeded(&self, source: Source, more: usize) -> bool {
+    pub(crate) fn exceeded(&self, source: Source, more: usize) -> bool {
         let total = self.total.saturating_add(more);
         if total > self.cap {
             return true;
@@ -72,7 +72,7 @@ impl Budget {
 
     /// Whether the sums agree; `held` is the sum over all streams.
     #[cfg(test)]
-    pub(super) fn check(&self, held: usize) {
+    pub(crate) fn check(&self, held: usize) {
         assert_eq!(self.total, held, "charged and held bytes differ");
         assert_eq!(self.sources.values().sum::<usize>(), held);
         assert!(self.sources.values().all(|held| *held > 0));

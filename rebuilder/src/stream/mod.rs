@@ -39,7 +39,7 @@ use crate::decode::Vni;
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
-mod budget;
+pub(crate) mod budget;
 mod clock;
 mod direction;
 mod flow;

@@ -264,3 +264,105 @@ fn a_direction_that_was_never_opened_is_a_running_one() {
     extractor.chunk(DirectionId(9), &ends(), chunk, &mut |r| flags.push(r.flags));
     assert_eq!(flags, [Flags::MIDSTREAM]);
 }
+
+/// Feeds `count` directions of their own sources with `pieces` each, and says what came and the most that was held.
+fn crowd(max_held: usize, count: u8, pieces: &[&str]) -> (Vec<Request>, HttpCounters, usize) {
+    let mut extractor = Extractor::new(HttpOptions {
+        max_held,
+        ..HttpOptions::default()
+    });
+    let mut requests = Vec::new();
+    let mut worst = 0;
+    let ends = |n: u8| Endpoints {
+        src: std::net::SocketAddr::from(([198, 51, 100, n], 4000)),
+        ..ends()
+    };
+    for n in 0..count {
+        let dir = DirectionId(n.into());
+        extractor.chunk(dir, &ends(n), Chunk::Open { midstream: false }, &mut |_| ());
+    }
+    for bytes in pieces {
+        for n in 0..count {
+            let chunk = Chunk::Data {
+                bytes: bytes.as_bytes(),
+                ts: Timestamp(1),
+                segment_start: true,
+                conflict: false,
+            };
+            extractor.chunk(DirectionId(n.into()), &ends(n), chunk, &mut |r| {
+                requests.push(r)
+            });
+            worst = worst.max(extractor.held_bytes());
+        }
+    }
+    for n in 0..count {
+        let chunk = Chunk::Closed(End::Fin);
+        extractor.chunk(DirectionId(n.into()), &ends(n), chunk, &mut |r| {
+            requests.push(r)
+        });
+    }
+    assert_eq!(extractor.held_bytes(), 0);
+    (requests, extractor.counters(), worst)
+}
+
+#[test]
+fn beyond_max_held_bodies_are_cut_and_their_framing_is_kept() {
+    let head = "POST /p HTTP/1.1\r\nContent-Length: 1000\r\n\r\n";
+    let half = "x".repeat(500);
+    let last = format!("{half}{NEXT}");
+    let (requests, counters, worst) = crowd(20_000, 100, &[head, &half, &last]);
+    assert!((15_000..=20_000).contains(&worst), "{worst}");
+    assert_eq!(
+        requests.len(),
+        200,
+        "each direction still gives both of its requests"
+    );
+    let cut = requests
+        .iter()
+        .filter(|r| r.flags == Flags::TRUNCATED)
+        .count();
+    assert_eq!(counters.shed_requests, cut as u64);
+    assert!((50..100).contains(&cut), "{cut}");
+    assert!(
+        requests
+            .iter()
+            .filter(|r| r.flags.is_empty())
+            .all(|r| [1000, 0].contains(&r.body_len))
+    );
+}
+
+#[test]
+fn beyond_max_held_heads_and_proxy_headers_are_given_up() {
+    let long = format!("GET / HTTP/1.1\r\nA: {}", "x".repeat(500));
+    let (requests, counters, worst) = crowd(20_000, 100, &[&long, "\r\n\r\n", NEXT]);
+    assert!((15_000..=20_000).contains(&worst), "{worst}");
+    assert!(counters.shed_heads >= 60, "{}", counters.shed_heads);
+    assert_eq!(counters.resyncs, counters.shed_heads);
+    assert_eq!(requests.len() as u64, 200 - counters.shed_heads);
+    let proxy = format!("\r\n\r\n\0\r\nQUIT\n\x21\x11\x7f\x7f{}", "x".repeat(500));
+    let (_, counters, worst) = crowd(20_000, 100, &[&proxy]);
+    assert!((15_000..=20_000).contains(&worst), "{worst}");
+    assert!(counters.shed_heads >= 60, "{}", counters.shed_heads);
+}
+
+#[test]
+fn one_source_alone_cannot_fill_more_than_half_of_max_held() {
+    let options = HttpOptions {
+        max_held: 20_000,
+        ..HttpOptions::default()
+    };
+    let body = "x".repeat(15_000);
+    let outcome = run_with(
+        options,
+        false,
+        &[
+            seg("POST /p HTTP/1.1\r\nContent-Length: 20000\r\n\r\n"),
+            seg(&body[..9000]),
+            seg(&body[..5000]),
+        ],
+        End::Fin,
+    );
+    assert_eq!(outcome.flags(), [Flags::TRUNCATED]);
+    assert_eq!(outcome.only().body_len, 9000);
+    assert_eq!(outcome.counters.shed_requests, 1);
+}

@@ -70,6 +70,7 @@ fn ends() -> Endpoints {
 
 /// Runs one direction. The n-th event carries time stamp n, counted from 1.
 fn run_with(options: HttpOptions, midstream: bool, events: &[Event], end: End) -> Outcome {
+    let cap = options.max_held;
     let mut extractor = Extractor::new(options);
     let mut requests = Vec::new();
     let mut out = |request| requests.push(request);
@@ -91,6 +92,7 @@ fn run_with(options: HttpOptions, midstream: bool, events: &[Event], end: End) -
             Gap(len) => Chunk::Gap { len: *len },
         };
         interest = extractor.chunk(dir, &ends, chunk, &mut out);
+        assert!(extractor.held_bytes() <= cap, "{}", extractor.held_bytes());
     }
     extractor.chunk(dir, &ends, Chunk::Closed(end), &mut out);
     assert_eq!(

@@ -285,7 +285,7 @@ proptest! {
             events.push(Segment(piece));
         }
         let options = if tight {
-            HttpOptions { max_head: 60, max_request: 80, max_search: 100, ..HttpOptions::default() }
+            HttpOptions { max_head: 60, max_request: 80, max_search: 100, max_held: 70, ..HttpOptions::default() }
         } else {
             HttpOptions::default()
         };
