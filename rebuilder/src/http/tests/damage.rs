@@ -290,7 +290,7 @@ fn crowd(max_held: usize, count: u8, pieces: &[&str]) -> (Vec<Request>, HttpCoun
                 conflict: false,
             };
             extractor.chunk(DirectionId(n.into()), &ends(n), chunk, &mut |r| {
-                requests.push(r)
+                requests.push(r);
             });
             worst = worst.max(extractor.held_bytes());
         }
@@ -298,7 +298,7 @@ fn crowd(max_held: usize, count: u8, pieces: &[&str]) -> (Vec<Request>, HttpCoun
     for n in 0..count {
         let chunk = Chunk::Closed(End::Fin);
         extractor.chunk(DirectionId(n.into()), &ends(n), chunk, &mut |r| {
-            requests.push(r)
+            requests.push(r);
         });
     }
     assert_eq!(extractor.held_bytes(), 0);
