@@ -51,6 +51,15 @@ enum Start {
     At(StreamOffset),
 }
 
+/// How near a segment lies to what a direction expects next; the lesser is the nearer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Reach {
+    /// It ends before the direction's first byte: inside the window, but hardly of this direction.
+    pub(super) before_start: bool,
+    /// Bytes to or from the next expected one.
+    pub(super) distance: u64,
+}
+
 /// The missing bytes between the next expected one and the first held one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Hole {
@@ -179,9 +188,8 @@ impl Direction {
         next.saturating_add(distance(advance(self.anchor, self.next.0), seq))
     }
 
-    /// How far from the next expected byte a segment lies: zero when it is the next one, `None` when it is not of this
-    /// direction's window.
-    pub(super) fn reach(&self, seq: Seq, len: u64, window: u32) -> Option<u64> {
+    /// How near a segment lies to the next expected byte; `None` when it is not of this direction's window.
+    pub(super) fn reach(&self, seq: Seq, len: u64, window: u32) -> Option<Reach> {
         let ahead = distance(advance(self.anchor, self.next.0), seq);
         let limit = if self.opaque.is_some() {
             OPAQUE_WINDOW
@@ -189,7 +197,22 @@ impl Direction {
             window
         };
         let end = ahead.saturating_add_unsigned(len);
-        (ahead <= i64::from(limit) && end >= -i64::from(window)).then_some(ahead.unsigned_abs())
+        if ahead > i64::from(limit) || end < -i64::from(window) {
+            return None;
+        }
+        let before_start = match self.start {
+            Start::At(start) => {
+                let start = i64::try_from(start.0).unwrap_or(i64::MAX);
+                let end = self.place(seq).saturating_add_unsigned(len);
+                // One byte just before the first is a keep-alive probe.
+                end < start || (end == start && len > 1)
+            }
+            Start::Waiting(_) => false,
+        };
+        Some(Reach {
+            before_start,
+            distance: ahead.unsigned_abs(),
+        })
     }
 
     fn emit(&mut self, chunk: Chunk<'_>, sink: &mut impl Sink) {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::decode::{Segment, Seq, Vni};
 use crate::time::Timestamp;
 
-use super::direction::Direction;
+use super::direction::{Direction, Reach};
 use super::{FlowScope, StreamOptions};
 
 /// Generations of one direction that may live beside each other.
@@ -83,8 +83,8 @@ fn halves(ip: IpAddr) -> [u64; 2] {
 pub(super) enum Place {
     /// The generation of this index.
     In(usize),
-    /// A generation that has ended, unless a remembered SYN explains the segment.
-    Ended(usize),
+    /// A generation that has ended or began behind the segment, unless a remembered SYN explains the segment.
+    Doubtful(usize),
     /// No generation; all that are there have ended.
     Free,
     /// No generation, and there are live ones.
@@ -101,21 +101,21 @@ pub(super) struct Half {
 
 impl Half {
     /// Where a segment of `len` bytes at `seq` belongs: first the generation of which it is the very next byte, then
-    /// the nearest live one, then (unless a candidate's SYN says otherwise) the nearest that has ended.
+    /// the nearest live one, then (unless a remembered SYN says otherwise) one that has ended or that began later.
     pub(super) fn place(&self, seq: Seq, len: u64, opts: &StreamOptions) -> Place {
-        let mut live: Option<(u64, usize)> = None;
-        let mut ended: Option<(u64, usize)> = None;
+        let mut live: Option<(Reach, usize)> = None;
+        let mut doubtful: Option<(Reach, usize)> = None;
         let mut any_live = false;
         for (index, generation) in self.generations.iter().enumerate() {
             any_live |= !generation.is_ended();
             let Some(reach) = generation.reach(seq, len, opts.window) else {
                 continue;
             };
-            if reach == 0 {
+            if reach.distance == 0 {
                 return Place::In(index);
             }
-            let best = if generation.is_ended() {
-                &mut ended
+            let best = if generation.is_ended() || reach.before_start {
+                &mut doubtful
             } else {
                 &mut live
             };
@@ -123,9 +123,9 @@ impl Half {
                 *best = Some((reach, index));
             }
         }
-        match (live, ended) {
+        match (live, doubtful) {
             (Some((_, index)), _) => Place::In(index),
-            (None, Some((_, index))) => Place::Ended(index),
+            (None, Some((_, index))) => Place::Doubtful(index),
             (None, None) if any_live => Place::Stray,
             (None, None) => Place::Free,
         }

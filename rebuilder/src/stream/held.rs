@@ -334,12 +334,6 @@ impl Held {
             self.pieces.values().map(Piece::cost).sum::<usize>()
         );
     }
-
-    /// Held pieces in order, for tests.
-    #[cfg(test)]
-    pub(super) fn pieces(&self) -> impl Iterator<Item = (StreamOffset, &Piece)> {
-        self.pieces.iter().map(|(at, piece)| (*at, piece))
-    }
 }
 
 /// The bytes `from..to` of `data`, which begins at `at`; empty where the range is none.

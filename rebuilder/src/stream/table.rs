@@ -181,7 +181,7 @@ impl Streams {
             return;
         };
         let half = flow.half(side);
-        if let Place::In(at) | Place::Ended(at) = half.place(seq, 0, env.opts)
+        if let Place::In(at) | Place::Doubtful(at) = half.place(seq, 0, env.opts)
             && let Some(generation) = half.generations.get_mut(at)
         {
             generation.note_bare_fin(seq, &env);
@@ -210,13 +210,13 @@ impl Streams {
             return PacketOutcome::OutOfWindow;
         };
         let place = flow.half(side).place(part.seq, part.len(), env.opts);
-        let ended = match place {
+        let doubtful = match place {
             Place::In(at) => return self.take_in(slot, side, at, &part, sink),
-            Place::Ended(at) => Some(at),
+            Place::Doubtful(at) => Some(at),
             Place::Free | Place::Stray => None,
         };
         let Ok(evict) = flow.half(side).make_room(env.now, env.opts) else {
-            return self.take_ended(slot, side, ended, &part, sink);
+            return self.take_doubtful(slot, side, doubtful, &part, sink);
         };
         let (now, window) = (env.now, env.opts.window);
         let tag = self.tag(key, side);
@@ -226,10 +226,10 @@ impl Streams {
                 && match place {
                     Place::Free => true,
                     Place::Stray => self.strays_agree(slot, side, &part),
-                    Place::In(_) | Place::Ended(_) => false,
+                    Place::In(_) | Place::Doubtful(_) => false,
                 });
         if !opens {
-            return self.take_ended(slot, side, ended, &part, sink);
+            return self.take_doubtful(slot, side, doubtful, &part, sink);
         }
         let ends = Endpoints {
             vni: seg.vni,
@@ -263,7 +263,7 @@ impl Streams {
             .is_some_and(|flow| flow.half(side).note_stray(part.seq, end))
     }
 
-    fn take_ended(
+    fn take_doubtful(
         &mut self,
         slot: u32,
         side: Side,

@@ -9,7 +9,12 @@ use crate::time::Timestamp;
 
 use super::{Chunk, DirectionId, End, Endpoints, Interest, Sink, StreamOptions, Streams};
 
+mod caps;
 mod delivery;
+mod ending;
+mod gaps;
+mod overlap;
+mod property;
 
 pub(super) const MS: u64 = 1_000_000;
 pub(super) const SECOND: u64 = 1000 * MS;
@@ -35,7 +40,7 @@ pub(super) enum Event {
 #[derive(Default)]
 pub(super) struct Recorder {
     pub(super) dirs: BTreeMap<DirectionId, (Endpoints, Vec<Event>)>,
-    /// Says that a direction is opaque once it holds these bytes.
+    /// Says that a direction is opaque once a chunk holds these bytes.
     pub(super) uninteresting: Option<(Vec<u8>, PacketOutcome)>,
 }
 
@@ -74,11 +79,14 @@ impl Sink for Recorder {
             matches!(event, Event::Open { .. }),
             "{dir:?}: Open comes first and once"
         );
-        log.push(event);
-        match &self.uninteresting {
-            Some((mark, outcome)) if contains(&text(log), mark) => Interest::Opaque(*outcome),
+        let interest = match (&self.uninteresting, &event) {
+            (Some((mark, outcome)), Event::Data { bytes, .. }) if contains(bytes, mark) => {
+                Interest::Opaque(*outcome)
+            }
             _ => Interest::Wanted,
-        }
+        };
+        log.push(event);
+        interest
     }
 }
 

@@ -1,0 +1,220 @@
+//! Holes: what fills them, and when they become gaps (DESIGN §2 rule 3).
+
+use crate::telemetry::PacketOutcome;
+
+use super::*;
+
+/// A table with "ab" delivered at 100 and "fgh" held at 105: a hole of three bytes.
+fn hole() -> Lab {
+    let mut lab = Lab::after_syn(99);
+    lab.push(&seg(100, b"ab"));
+    lab.push(&seg(105, b"fgh"));
+    lab
+}
+
+#[test]
+fn a_hole_older_than_a_second_is_a_gap_of_its_length() {
+    let mut lab = hole();
+    lab.wait(SECOND);
+    assert_eq!(
+        lab.text(),
+        "ab",
+        "exactly a second is not older than a second"
+    );
+    lab.wait(1);
+    assert_eq!(lab.text(), "ab~~~fgh");
+    assert_eq!(lab.log()[2], Event::Gap(3));
+    assert_eq!(lab.streams.held_bytes(), 0);
+    assert_eq!(lab.streams.stats().gap_bytes, 3);
+}
+
+#[test]
+fn a_byte_as_late_as_the_setting_allows_still_fills_the_hole() {
+    let mut lab = hole();
+    lab.now += SECOND;
+    assert_eq!(lab.push(&seg(102, b"cde")), PacketOutcome::Stream);
+    assert_eq!(lab.text(), "abcdefgh");
+}
+
+#[test]
+fn bytes_that_come_after_the_verdict_are_duplicates() {
+    let mut lab = hole();
+    lab.now += SECOND + 1;
+    assert_eq!(lab.push(&seg(102, b"cde")), PacketOutcome::Duplicate);
+    assert_eq!(lab.text(), "ab~~~fgh");
+}
+
+#[test]
+fn a_hole_is_as_old_as_the_first_byte_seen_behind_it() {
+    let mut lab = hole();
+    lab.now += 900 * MS;
+    // The piece right behind the hole is young; that the hole exists has been known for longer.
+    lab.push(&seg(104, b"e"));
+    lab.now += 900 * MS;
+    lab.push(&seg(120, b"x"));
+    assert_eq!(lab.text(), "ab~~efgh");
+    lab.wait(101 * MS);
+    assert_eq!(lab.text(), "ab~~efgh", "the second hole has its own age");
+    lab.wait(900 * MS);
+    assert_eq!(lab.text(), "ab~~efgh~~~~~~~~~~~~x");
+}
+
+#[test]
+fn another_flows_packet_lets_the_time_of_a_hole_pass() {
+    let mut lab = hole();
+    lab.now += 2 * SECOND;
+    lab.push(&seg(1, b"other").src("10.0.0.9:1"));
+    assert_eq!(lab.text(), "ab~~~fgh");
+}
+
+#[test]
+fn a_packet_from_the_past_does_not_turn_time_back() {
+    let mut lab = hole();
+    lab.wait(SECOND);
+    lab.now -= 10 * SECOND;
+    lab.push(&seg(200, b"x"));
+    lab.now += 10 * SECOND + 1;
+    lab.push(&seg(300, b"").ack(1));
+    assert_eq!(lab.text(), "ab~~~fgh");
+}
+
+#[test]
+fn a_hole_that_the_other_side_has_received_is_a_gap_after_100_ms() {
+    let mut lab = hole();
+    lab.push(&reply(500, b"").ack(105));
+    lab.wait(100 * MS - 1);
+    assert_eq!(lab.text(), "ab");
+    lab.wait(1);
+    assert_eq!(lab.text(), "ab~~~fgh");
+}
+
+#[test]
+fn an_acknowledgement_of_part_of_a_hole_shortens_nothing() {
+    let mut lab = hole();
+    lab.push(&reply(500, b"").ack(104));
+    lab.wait(500 * MS);
+    assert_eq!(lab.text(), "ab");
+    lab.push(&reply(500, b"").ack(108));
+    lab.wait(100 * MS);
+    assert_eq!(lab.text(), "ab~~~fgh");
+}
+
+#[test]
+fn acknowledgements_that_go_on_do_not_put_the_verdict_off() {
+    let mut lab = hole();
+    for n in 0..10 {
+        lab.push(&reply(500, b"").ack(105 + n));
+        lab.wait(10 * MS);
+    }
+    assert_eq!(lab.text(), "ab~~~fgh");
+}
+
+#[test]
+fn an_acknowledgement_without_a_byte_behind_the_hole_makes_no_gap() {
+    let mut lab = Lab::after_syn(99);
+    lab.push(&seg(100, b"ab"));
+    lab.push(&reply(500, b"").ack(10_000));
+    lab.wait(10 * SECOND);
+    assert_eq!(lab.push(&seg(102, b"cd")), PacketOutcome::Stream);
+    assert_eq!(lab.text(), "abcd");
+}
+
+#[test]
+fn a_cut_frame_is_a_gap_of_known_length() {
+    let mut lab = Lab::after_syn(99);
+    assert_eq!(lab.push(&seg(100, b"ab").cut(3)), PacketOutcome::Stream);
+    assert_eq!(lab.log()[2], Event::Gap(3), "at once: nothing can fill it");
+    lab.push(&seg(105, b"fgh"));
+    assert_eq!(lab.text(), "ab~~~fgh");
+}
+
+#[test]
+fn a_full_copy_behind_the_verdict_on_a_cut_is_a_duplicate() {
+    let mut lab = Lab::after_syn(99);
+    lab.push(&seg(100, b"ab").cut(3));
+    assert_eq!(lab.push(&seg(100, b"abcde")), PacketOutcome::Duplicate);
+    assert_eq!(lab.text(), "ab~~~");
+}
+
+#[test]
+fn a_copy_that_is_held_fills_a_cut() {
+    let mut lab = Lab::after_syn(99);
+    lab.push(&seg(103, b"de"));
+    lab.push(&seg(100, b"ab").cut(3));
+    assert_eq!(lab.text(), "ab~de");
+}
+
+#[test]
+fn a_cut_ahead_of_a_hole_waits_for_a_copy_until_its_turn() {
+    for (copy, expected) in [(true, "abcdefghi"), (false, "abcdef~~~")] {
+        let mut lab = Lab::after_syn(99);
+        lab.push(&seg(103, b"def").cut(3));
+        if copy {
+            assert_eq!(lab.push(&seg(103, b"defghi")), PacketOutcome::Stream);
+        }
+        lab.push(&seg(100, b"abc"));
+        assert_eq!(lab.text(), expected);
+    }
+}
+
+#[test]
+fn a_copy_in_the_middle_of_a_cut_leaves_both_ends_missing() {
+    let mut lab = Lab::after_syn(99);
+    lab.push_all(&[seg(101, b"b").cut(6), seg(104, b"ee"), seg(100, b"a")]);
+    assert_eq!(lab.text(), "ab~~ee~~");
+}
+
+#[test]
+fn copies_cut_at_different_lengths_hold_one_piece_for_the_missing_tail() {
+    let mut lab = Lab::after_syn(99);
+    for len in 1..50 {
+        lab.push(&seg(110, &vec![b'x'; len]).cut(100 - u32::try_from(len).unwrap()));
+    }
+    lab.push(&seg(100, b"0123456789"));
+    assert_eq!(
+        lab.text(),
+        format!("0123456789{}{}", "x".repeat(49), "~".repeat(51))
+    );
+}
+
+#[test]
+fn a_frame_cut_before_its_first_byte_is_a_gap_too() {
+    let mut lab = Lab::after_syn(99);
+    lab.push(&seg(100, b"ab"));
+    assert_eq!(
+        lab.push(&seg(102, b"").cut(4)),
+        PacketOutcome::Control,
+        "no captured payload"
+    );
+    assert_eq!(lab.text(), "ab~~~~");
+}
+
+#[test]
+fn bytes_lost_before_the_fin_are_told_before_the_end() {
+    let mut lab = Lab::after_syn(99);
+    lab.push(&seg(100, b"ab"));
+    lab.push(&seg(107, b"").fin());
+    lab.wait(2 * SECOND);
+    assert_eq!(lab.log()[2..], [Event::Gap(5), Event::Closed(End::Fin)]);
+}
+
+#[test]
+fn the_end_of_the_file_turns_every_hole_into_a_gap() {
+    let mut lab = hole();
+    lab.push(&seg(110, b"kl"));
+    lab.finish();
+    assert_eq!(lab.text(), "ab~~~fgh~~kl");
+    assert_eq!(lab.log().last(), Some(&Event::Closed(End::Eof)));
+}
+
+#[test]
+fn a_stream_that_lost_its_first_segment_begins_with_a_gap() {
+    let mut lab = Lab::after_syn(99);
+    lab.push(&seg(103, b"de"));
+    lab.wait(2 * SECOND);
+    assert_eq!(
+        lab.log()[..2],
+        [Event::Open { midstream: false }, Event::Gap(3)]
+    );
+    assert_eq!(lab.text(), "~~~de");
+}
