@@ -271,6 +271,7 @@ fn run(args: RunArgs) -> ExitCode {
                 ..StreamOptions::default()
             },
             http: HttpOptions {
+                max_held: share(args.held_bytes) / 2,
                 trust: args.client.trust,
                 hop_persist: matches!(args.hop_by_hop, Hop::Persist),
                 ..HttpOptions::default()

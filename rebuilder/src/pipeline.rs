@@ -26,16 +26,19 @@ pub struct Pipeline {
     streams: Streams,
     extractor: Extractor,
     cut_frames: u64,
+    gaps: u64,
 }
 
 /// Hands the chunks of the stream stage to the extractor.
 struct Extraction<'a, F> {
+    gaps: &'a mut u64,
     extractor: &'a mut Extractor,
     out: &'a mut F,
 }
 
 impl<F: FnMut(Request)> Sink for Extraction<'_, F> {
     fn chunk(&mut self, dir: DirectionId, ends: &Endpoints, chunk: Chunk<'_>) -> Interest {
+        *self.gaps += u64::from(matches!(chunk, Chunk::Gap { .. }));
         self.extractor.chunk(dir, ends, chunk, self.out)
     }
 }
@@ -49,6 +52,7 @@ impl Pipeline {
             streams: Streams::new(options.stream),
             extractor: Extractor::new(options.http),
             cut_frames: 0,
+            gaps: 0,
         }
     }
 
@@ -59,6 +63,7 @@ impl Pipeline {
             Ok(segment) => {
                 self.cut_frames += u64::from(segment.cut > 0);
                 let mut sink = Extraction {
+                    gaps: &mut self.gaps,
                     extractor: &mut self.extractor,
                     out,
                 };
@@ -72,6 +77,7 @@ impl Pipeline {
     /// was found empty, or a backlog would expire what is waiting in it.
     pub fn advance(&mut self, now: Timestamp, out: &mut impl FnMut(Request)) {
         let mut sink = Extraction {
+            gaps: &mut self.gaps,
             extractor: &mut self.extractor,
             out,
         };
@@ -81,6 +87,7 @@ impl Pipeline {
     /// Ends every flow: the capture file is at its end, or the worker drains.
     pub fn finish(&mut self, end: End, out: &mut impl FnMut(Request)) {
         let mut sink = Extraction {
+            gaps: &mut self.gaps,
             extractor: &mut self.extractor,
             out,
         };
@@ -97,6 +104,12 @@ impl Pipeline {
     #[must_use]
     pub fn cut_frames(&self) -> u64 {
         self.cut_frames
+    }
+
+    /// Holes in streams that were given up.
+    #[must_use]
+    pub fn gaps(&self) -> u64 {
+        self.gaps
     }
 
     /// What reassembly did.

@@ -370,13 +370,22 @@ impl Worker {
             [
                 (Counter::KernelDrops, self.receiver.kernel_drops()),
                 (Counter::CutFrames, pipeline.cut_frames()),
+                (Counter::Gaps, pipeline.gaps()),
                 (Counter::GapBytes, stream.gap_bytes),
                 (Counter::ShedBytes, stream.shed_bytes),
+                (Counter::ConflictBytes, stream.conflicting_bytes),
+                (Counter::EvictedFlows, stream.evicted_flows),
                 (Counter::TimeJumps, stream.time_jumps),
                 (
                     Counter::IncompleteHeads,
-                    http.incomplete_heads + http.oversize_heads,
+                    http.incomplete_heads + http.oversize_heads + http.shed_heads,
                 ),
+                (
+                    Counter::CutRequests,
+                    http.oversize_requests + http.shed_requests,
+                ),
+                (Counter::LostFramings, http.lost_framings),
+                (Counter::SkippedBytes, http.skipped_bytes),
             ],
         );
     }
@@ -420,12 +429,15 @@ fn submit(
     }
 }
 
+/// How many totals the stages keep.
+const PUBLISHED: usize = 12;
+
 /// The stages keep totals; the metrics take increments. This remembers what was passed on.
 #[derive(Default)]
-struct Published([u64; 6]);
+struct Published([u64; PUBLISHED]);
 
 impl Published {
-    fn raise(&mut self, counters: &WorkerCounters, totals: [(Counter, u64); 6]) {
+    fn raise(&mut self, counters: &WorkerCounters, totals: [(Counter, u64); PUBLISHED]) {
         for (last, (counter, total)) in self.0.iter_mut().zip(totals) {
             if total > *last {
                 counters.add(counter, total - *last);

@@ -45,9 +45,13 @@ metrics! {
         Gaps => "gaps", "Holes in a stream that were given up: their bytes were never captured.";
         GapBytes => "gap_bytes", "Bytes missing in the holes of known length that were given up.";
         ShedBytes => "shed_bytes", "Captured bytes thrown away because a flow or the whole table had reached its byte cap.";
-        Conflicts => "conflicts", "Segments whose bytes disagreed with bytes that had been captured at the same place.";
+        ConflictBytes => "conflict_bytes", "Bytes that disagreed with bytes that had been captured at the same place; see the flag `ambiguous`.";
+        EvictedFlows => "evicted_flows", "Connections closed early because the flow table was full.";
         TimeJumps => "time_jumps", "Packet time stamps more than an hour ahead of flow time, which were not followed.";
-        IncompleteHeads => "incomplete_heads", "Requests whose head was not whole when their stream ended; there is nothing to forward.";
+        IncompleteHeads => "incomplete_heads", "Requests given up inside their head, because of a hole, the end of the stream or a cap; there is nothing to forward.";
+        CutRequests => "cut_requests", "Requests forwarded as `truncated` because they or all that is held had reached a byte cap.";
+        LostFramings => "lost_framings", "Times it could not be told where the next request begins; it is searched for.";
+        SkippedBytes => "skipped_bytes", "Bytes of request streams that stand in no request, passed over while the framing was lost.";
         Submitted => "requests_submitted", "Requests handed to the forwarder: the sum of all outcomes but `incomplete`, plus those in flight.";
         Resent => "requests_resent", "Requests that were written to a connection and had to be written to another one (delivery is at least once).";
         Quarantined => "requests_quarantined", "Times a request was sent alone on a fresh connection.";
