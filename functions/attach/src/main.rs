@@ -1,12 +1,86 @@
-//! Skeleton of the `attach` function.
-use lambda_runtime::{Error, LambdaEvent, run, service_fn};
-use serde_json::Value;
+//! Lambda `attach`: an SQS batch of events, or one bare event; the interfaces that they name converge.
 
-async fn handle(event: LambdaEvent<Value>) -> Result<Value, Error> {
-    Ok(event.payload)
+use cloud::Cloud;
+use lambda_runtime::{Error, LambdaEvent, run, service_fn};
+use mirror::answer::AttachAnswer;
+use mirror::attach;
+use mirror::converge::Run;
+use mirror::emf;
+use mirror::pace::Pacer;
+use mirror::settings::{Settings, SettingsError};
+use serde_json::Value;
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// Of all changes, what one of the two pollers of the queue may make.
+const SHARE: f64 = 0.25;
+/// Changes that need not wait after a rest.
+const BURST: u32 = 5;
+/// Kept back of an invocation's time for its answer.
+const RESERVE: Duration = Duration::from_secs(5);
+
+struct Function {
+    cloud: Cloud,
+    /// An error here answers each invocation: a function that ends at its start would be started again for ever.
+    settings: Result<Settings, SettingsError>,
+    pacer: Mutex<Pacer>,
+}
+
+async fn handle(function: &Function, event: LambdaEvent<Value>) -> Result<AttachAnswer, Error> {
+    let settings = match &function.settings {
+        Ok(settings) => settings,
+        Err(e) => {
+            tracing::error!("{e}");
+            return Err(e.to_string().into());
+        }
+    };
+    let deadline = function.cloud.deadline(event.context.deadline, RESERVE);
+    let run = Run {
+        ports: &function.cloud,
+        settings,
+        pacer: &function.pacer,
+        deadline,
+    };
+    let answer = attach::handle(&run, &event.payload).await.map_err(|e| {
+        tracing::error!("{e}");
+        Error::from(e.to_string())
+    })?;
+    report(settings, &answer);
+    Ok(answer)
+}
+
+fn report(settings: &Settings, answer: &AttachAnswer) {
+    let again = answer.batch_item_failures.as_ref().map_or(0, Vec::len);
+    let figures = [
+        ("EventsIgnored", answer.ignored),
+        ("EventsMalformed", answer.malformed),
+        ("MessagesRetried", again.saturating_sub(answer.malformed)),
+    ];
+    for failed in &answer.answer.failed {
+        tracing::warn!(eni = %failed.eni, "{}", failed.error);
+    }
+    println!(
+        "{}",
+        emf::line(
+            &settings.stack,
+            "attach",
+            cloud::epoch_ms(),
+            &answer.answer,
+            &figures
+        )
+    );
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
-    run(service_fn(handle)).await
+    cloud::init_logs();
+    let settings = Settings::read(cloud::env);
+    let rate = settings.as_ref().map_or(1.0, |s| s.mutations_per_second);
+    let pacer = Mutex::new(Pacer::new(rate * SHARE, BURST));
+    let function: &'static Function = Box::leak(Box::new(Function {
+        cloud: Cloud::from_env().await,
+        settings,
+        pacer,
+    }));
+    run(service_fn(move |event| handle(function, event))).await
 }
