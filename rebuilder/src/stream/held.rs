@@ -8,9 +8,10 @@ use crate::time::Timestamp;
 use super::OverlapPolicy;
 use super::offset::{StreamOffset, index, len64};
 
-/// What a piece costs beyond its bytes: its share of a tree node and the allocator's header. Charged like bytes, so
+/// What a piece costs beyond its bytes: its share of a half-filled tree node and the
+/// allocator's least block. Charged like bytes, so
 /// that a million one-byte segments cannot hold more memory than the cap says.
-pub(super) const PIECE_OVERHEAD: usize = 128;
+pub(super) const PIECE_OVERHEAD: usize = 160;
 
 /// Captured bytes that wait.
 #[derive(Debug)]
@@ -166,8 +167,8 @@ impl Held {
         // Where a part begins that this copy provides.
         let mut from = at;
         let mut disagreed = false;
-        // What this copy takes the place of was evidence of a hole before it; the copy inherits its age.
-        let mut now = now;
+        // What a part takes the place of was evidence of a hole before it; the part inherits its age.
+        let mut since = now;
         for start in self.overlapping(at, end) {
             let Some(piece) = self.pieces.get_mut(&start) else {
                 continue;
@@ -176,7 +177,7 @@ impl Held {
             let (lap, lap_end) = (start.max(at), piece_end.min(end));
             match &mut piece.what {
                 What::Cut(_) => {
-                    now = now.min(piece.known);
+                    since = since.min(piece.known);
                     self.uncut(start, at, end);
                 }
                 What::Bytes(old) => {
@@ -187,24 +188,32 @@ impl Held {
                     old.conflict |= conflicting > 0;
                     if policy.new_wins((at, end), (start, piece_end)) {
                         disagreed |= conflicting > 0;
-                        now = now.min(piece.known);
+                        since = since.min(piece.known);
                         self.drop_front(start, lap_end);
                     } else {
                         done.stored += self.store(
                             (at, bytes),
                             (from, start),
                             ts,
-                            now,
+                            since,
                             segment_start,
                             disagreed,
                         );
                         disagreed = false;
+                        since = now;
                         from = piece_end;
                     }
                 }
             }
         }
-        done.stored += self.store((at, bytes), (from, end), ts, now, segment_start, disagreed);
+        done.stored += self.store(
+            (at, bytes),
+            (from, end),
+            ts,
+            since,
+            segment_start,
+            disagreed,
+        );
         done
     }
 
@@ -214,7 +223,7 @@ impl Held {
         segment: (StreamOffset, &[u8]),
         range: (StreamOffset, StreamOffset),
         ts: Timestamp,
-        now: Timestamp,
+        since: Timestamp,
         segment_start: bool,
         conflict: bool,
     ) -> u64 {
@@ -222,7 +231,7 @@ impl Held {
         if data.is_empty() {
             return 0;
         }
-        let known = self.known_since(range.0, now);
+        let known = self.known_since(range.0, since);
         let bytes = Bytes {
             data: data.into(),
             ts,

@@ -23,7 +23,10 @@ struct Entry {
     seen: Timestamp,
 }
 
-/// A set-associative table of fixed size, 24 bytes an entry.
+#[cfg(test)]
+pub(super) const ENTRY_BYTES: usize = size_of::<Option<Entry>>();
+
+/// A set-associative table of fixed size.
 #[derive(Debug)]
 pub(super) struct IsnCache {
     sets: Box<[[Option<Entry>; WAYS]]>,

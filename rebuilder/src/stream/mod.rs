@@ -184,9 +184,9 @@ pub struct StreamOptions {
     /// Bytes that all directions may hold, bookkeeping included; above half of it, one sender (an IPv4 address, a
     /// /64 of IPv6) may hold a quarter. Default: 256 MiB.
     pub total_cap: usize,
-    /// Flows in the table. Default: 200,000 (about 700 bytes each).
+    /// Flows in the table. Default: 200,000 (at most 1,000 bytes each, what they hold aside).
     pub max_flows: usize,
-    /// SYNs remembered before their connection's first byte, rounded up to a power of two; 40 bytes each.
+    /// SYNs remembered before their connection's first byte, rounded up to a power of two; 32 bytes each.
     /// Default: 65,536.
     pub isn_entries: usize,
     /// How far from the next expected byte a segment may lie, ahead or behind, and still belong to the direction.

@@ -338,7 +338,7 @@ impl Streams {
         self.index.len()
     }
 
-    /// Bytes that wait behind holes, with 128 bytes of bookkeeping for each piece.
+    /// Bytes that wait behind holes, with 160 bytes of bookkeeping for each piece.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
         self.budget.total()

@@ -117,6 +117,20 @@ fn the_servers_reset_ends_the_clients_direction() {
 }
 
 #[test]
+fn a_reset_without_an_acknowledgement_ends_both_directions_where_it_fits_its_own() {
+    for (seq, end) in [(506, End::Reset), (7, End::Idle)] {
+        let mut lab = Lab::after_syn(99);
+        lab.push(&seg(100, b"abc"));
+        lab.push(&reply(499, b"").syn().ack(103));
+        lab.push(&reply(500, b"answer").ack(103));
+        lab.push(&reply(seq, b"").rst());
+        lab.wait(200 * SECOND);
+        assert_eq!(lab.log().last(), Some(&Event::Closed(end)));
+        assert_eq!(lab.logs(SERVER)[0].last(), Some(&Event::Closed(end)));
+    }
+}
+
+#[test]
 fn text_on_a_reset_is_no_part_of_the_stream() {
     let mut lab = Lab::after_syn(99);
     lab.push(&seg(100, b"abc"));

@@ -164,6 +164,19 @@ fn a_copy_in_the_middle_of_a_cut_leaves_both_ends_missing() {
     assert_eq!(lab.text(), "ab~~ee~~");
 }
 
+/// Found by the oracle: the age of the first cut was given to the bytes behind the second.
+#[test]
+fn a_copy_over_cuts_of_different_ages_leaves_each_its_age() {
+    let mut lab = Lab::after_syn(99);
+    lab.push(&seg(102, b"c").cut(2));
+    lab.now += 500 * MS;
+    lab.push(&seg(105, b"f").cut(2));
+    lab.now += 400 * MS;
+    assert_eq!(lab.push(&seg(103, b"defgh")), PacketOutcome::Stream);
+    lab.wait(101 * MS);
+    assert_eq!(lab.text(), "~~cdefgh");
+}
+
 #[test]
 fn copies_cut_at_different_lengths_hold_one_piece_for_the_missing_tail() {
     let mut lab = Lab::after_syn(99);
