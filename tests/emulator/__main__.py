@@ -32,6 +32,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="run schedule expressions on their own clock (default %(default)s; POST /_lab/tick fires them once)",
     )
     parser.add_argument(
+        "--second", type=float, default=1.0, help="length of a second of that clock, in seconds (default %(default)s)"
+    )
+    parser.add_argument(
         "--environments", type=int, default=10, help="environments of one function at once (default %(default)s)"
     )
     return parser.parse_args(argv)
@@ -66,7 +69,7 @@ def main() -> int:
             state=state,
             function_logs=options.function_logs or state / "logs",
             environments=options.environments,
-            schedules=options.schedules == "on",
+            second=options.second if options.schedules == "on" else None,
         )
         return _serve(account, options)
     finally:

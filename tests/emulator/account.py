@@ -12,12 +12,12 @@ from .server import Application, as_json
 
 
 class Account:
-    def __init__(self, *, endpoint: str, state: Path, function_logs: Path, environments: int, schedules: bool):
+    def __init__(self, *, endpoint: str, state: Path, function_logs: Path, environments: int, second: float | None):
         self.endpoint = endpoint
         self.application = Application()
         self._runtimes = Runtimes(endpoint, state, function_logs, environments)
         self._bus = Bus()
-        self._schedules = schedules
+        self._second = second
         mirroring_api.install()
         functions.install(self._runtimes)
         bus.install(self._bus)
@@ -36,7 +36,7 @@ class Account:
 
     def start(self) -> None:
         """Starts what runs by itself; the account is already being served."""
-        self._bus.start(self._schedules)
+        self._bus.start(self._second)
 
     def close(self) -> None:
         """Ends every process of every function."""

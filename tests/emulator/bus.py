@@ -51,10 +51,11 @@ class Bus:
         self._counts: collections.Counter[str] = collections.Counter()
         self._fired: dict[str, float] = {}
 
-    def start(self, schedules: bool) -> None:
+    def start(self, second: float | None) -> None:
+        """``second`` is how long one second of the schedules' clock takes; None: that clock stands."""
         threading.Thread(target=self._deliver, name="bus", daemon=True).start()
-        if schedules:
-            threading.Thread(target=self._keep_time, name="clock", daemon=True).start()
+        if second:
+            threading.Thread(target=self._keep_time, args=(second,), name="clock", daemon=True).start()
 
     def close(self) -> None:
         with self._changed:
@@ -122,11 +123,11 @@ class Bus:
             except Exception:
                 log.exception("a delivery failed")
 
-    def _keep_time(self) -> None:
+    def _keep_time(self, second: float) -> None:
         """Fires ``rate(...)`` schedules on their own clock; a new one for the first time one period after it is seen."""
         while not self._closed:
-            time.sleep(0.5)
-            now = time.monotonic()
+            time.sleep(0.5 * second)
+            now = time.monotonic() / second
             for key, expression, fire in _schedules():
                 period = rate_seconds(expression)
                 if period is None:

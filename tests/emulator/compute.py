@@ -287,7 +287,7 @@ def _launch(group: FakeAutoScalingGroup, count: int, propagated_tags: dict[str, 
         made = backend.run_instances(
             group.image_id,
             1,
-            group.user_data,
+            None,  # the template's: moto's own way to it fails on all versions but the first
             [],
             instance_type=_instance_type(group),
             is_instance_type_default=False,

@@ -273,6 +273,15 @@ def _make_queues_safe() -> None:
             self, queue, count, wait_seconds_timeout or 0, visibility_timeout, attributes=message_attribute_names
         )
 
+    set_attributes = Queue._set_attributes
+
+    def _set_attributes(self: Queue, attributes: dict[str, Any], now: float | None = None) -> None:
+        # Setting another attribute would drop the policy.
+        if "Policy" not in attributes and getattr(self, "_policy_json", None):
+            attributes = {**attributes, "Policy": self.policy}
+        set_attributes(self, attributes, now)
+
+    Queue._set_attributes = _set_attributes
     SQSBackend.change_message_visibility = change_message_visibility
     SQSBackend.receive_message = receive_message
 

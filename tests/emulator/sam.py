@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 from samtranslator.model.exceptions import InvalidDocumentException
 from samtranslator.translator.transform import transform as translate
 
 from .templates import TemplateError
+
+# It warns of metrics that nobody collects here.
+logging.getLogger("samtranslator").setLevel(logging.ERROR)
 
 TRANSFORM = "AWS::Serverless-2016-10-31"
 

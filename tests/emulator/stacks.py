@@ -25,6 +25,9 @@ log = logging.getLogger("emulator.stacks")
 
 WORKERS = 8
 """Resources of one stack worked on at once."""
+PATIENCE = 5.0
+"""Seconds that a call waits for its own work to end before it is answered. Clients look every 5 to 30 seconds: what is
+done sooner they then see at their first look."""
 NEEDS_CAPABILITY = ("AWS::IAM::Role", "AWS::IAM::Policy", "AWS::IAM::ManagedPolicy", "AWS::IAM::InstanceProfile")
 STACK = "AWS::CloudFormation::Stack"
 
@@ -296,7 +299,9 @@ class Stacks:
                 operation = stack.status.removesuffix("_IN_PROGRESS")
                 self._turn(stack, f"{operation}_FAILED", f"internal failure of the emulator: {failed}")
 
-        threading.Thread(target=run, name=f"stack {stack.name}", daemon=True).start()
+        worker = threading.Thread(target=run, name=f"stack {stack.name}", daemon=True)
+        worker.start()
+        worker.join(PATIENCE)
 
     def _create(self, stack: Stack, plan: Plan) -> None:
         self._turn(stack, "CREATE_IN_PROGRESS", "User Initiated")
@@ -613,12 +618,20 @@ def _check_capabilities(plan: Plan, held: list[str], *, direct: bool) -> None:
 
 def _changes(old: Plan | None, new: Plan) -> Iterator[dict[str, Any]]:
     """What a change set shows: by comparing templates, before anything is resolved."""
+    both = old.parameters.keys() & new.parameters.keys() if old else set()
+    turned = {c for c in new.conditions if old and new.conditions[c] != old.conditions.get(c)}
+    changed = turned | {p for p in both if old and old.parameters[p] != new.parameters[p]}
+
+    def touched(resource: dict[str, Any]) -> bool:
+        text = templates.as_text(resource)
+        return any(f'"{name}"' in text or f"${{{name}}}" in text for name in changed)
+
     had = {name: old.template["Resources"][name] for name in old.included} if old else {}
     gets = {name: new.template["Resources"][name] for name in new.included}
     for name in [*gets, *(n for n in had if n not in gets)]:
         action = "Remove" if name not in gets else "Add" if name not in had else None
         if action is None:
-            if had[name] == gets[name] and old and old.parameters == new.parameters:
+            if had[name] == gets[name] and not touched(gets[name]):
                 continue
             action = "Modify"
         change = {"Action": action, "LogicalResourceId": name, "ResourceType": (gets.get(name) or had[name])["Type"]}

@@ -96,8 +96,11 @@ def _create_policy(context: Context, properties: Properties) -> Made:
 
 
 def _put_policy(context: Context, name: str, properties: Properties) -> Made:
-    made = context.call("autoscaling", "PutScalingPolicy", PolicyName=name, **properties)
-    return Made(made["PolicyARN"], {"Arn": made["PolicyARN"], "PolicyName": name})
+    context.call("autoscaling", "PutScalingPolicy", PolicyName=name, **properties)
+    # moto leaves the ARN out of its answer.
+    group = properties["AutoScalingGroupName"]
+    (found,) = context.call("autoscaling", "DescribePolicies", AutoScalingGroupName=group, PolicyNames=[name])["ScalingPolicies"]
+    return Made(found["PolicyARN"], {"Arn": found["PolicyARN"], "PolicyName": name})
 
 
 def _update_policy(context: Context, made: Made, _: Properties, new: Properties) -> Made:
