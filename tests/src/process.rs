@@ -50,11 +50,7 @@ impl Process {
             .spawn()
             .with_context(|| format!("starting {name}"))?;
         janitor::register_group(child.id());
-        Ok(Self {
-            name: name.to_owned(),
-            child,
-            log,
-        })
+        Ok(Self { name: name.to_owned(), child, log })
     }
 
     /// Its pid, which is also its process group.
@@ -72,9 +68,7 @@ impl Process {
     /// All it has written so far.
     #[must_use]
     pub fn output(&self) -> String {
-        fs::read(&self.log)
-            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-            .unwrap_or_default()
+        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// How it ended, if it has.
@@ -113,11 +107,7 @@ impl Process {
                 return Ok(status);
             }
             if Instant::now() >= deadline {
-                bail!(
-                    "{} has not ended after {timeout:?}:\n{}",
-                    self.name,
-                    tail(&self.log, 2000)
-                );
+                bail!("{} has not ended after {timeout:?}:\n{}", self.name, tail(&self.log, 2000));
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -129,13 +119,7 @@ impl Process {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let field = |name: &str| -> Option<u64> {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.trim_start_matches(':')
-                .trim()
-                .split(' ')
-                .next()?
-                .parse::<u64>()
-                .ok()
-                .map(|kib| kib * 1024)
+            line.trim_start_matches(':').trim().split(' ').next()?.parse::<u64>().ok().map(|kib| kib * 1024)
         };
         Some((field("VmRSS")?, field("VmHWM")?))
     }
@@ -169,18 +153,26 @@ impl Drop for Process {
 /// Where it cannot start or exits non-zero; the error holds what it wrote to standard error.
 pub fn run(command: &mut Command) -> anyhow::Result<String> {
     janitor::refuse_while_closing()?;
-    let out = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("{command:?}"))?;
+    let out = command.stdin(Stdio::null()).output().with_context(|| shown(command))?;
     if !out.status.success() {
-        bail!(
-            "{command:?}: {}: {}",
-            out.status,
-            String::from_utf8_lossy(&out.stderr).trim()
-        );
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        bail!("{}: {}: {}", shown(command), out.status, stderr.trim());
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// A command as one would type it, cut where it gets long.
+fn shown(command: &Command) -> String {
+    let words: Vec<String> = [command.get_program()]
+        .into_iter()
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let text = words.join(" ");
+    match text.char_indices().nth(400) {
+        Some((end, _)) => format!("{} …", text.get(..end).unwrap_or_default()),
+        None => text,
+    }
 }
 
 /// Asks `done` every 20 ms until it gives something.
@@ -233,10 +225,8 @@ mod tests {
         let mut shell = command("sh");
         shell.args(["-c", "sleep 1000 & echo $!; wait"]);
         let process = Process::start("shell", shell, directory.path()).unwrap();
-        let sleeper = wait_for("the pid", Duration::from_secs(5), || {
-            Ok(process.output().trim().parse::<u32>().ok())
-        })
-        .unwrap();
+        let sleeper =
+            wait_for("the pid", Duration::from_secs(5), || Ok(process.output().trim().parse::<u32>().ok())).unwrap();
         assert!(Path::new(&format!("/proc/{sleeper}")).exists());
         drop(process);
         wait_for("the end of the sleeper", Duration::from_secs(5), || {
@@ -248,8 +238,7 @@ mod tests {
 
     #[test]
     fn a_failing_command_gives_its_own_words() {
-        let error =
-            run(Command::new("sh").args(["-c", "echo no such thing >&2; exit 3"])).unwrap_err();
+        let error = run(Command::new("sh").args(["-c", "echo no such thing >&2; exit 3"])).unwrap_err();
         assert!(error.to_string().contains("no such thing"), "{error}");
     }
 }

@@ -24,10 +24,7 @@ fn run(arguments: &[&str]) -> Output {
 fn complaint(out: &Output, code: i32) -> String {
     let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(code), "{stderr}");
-    let lines: Vec<&str> = stderr
-        .lines()
-        .filter(|line| line.starts_with("rebuilder: "))
-        .collect();
+    let lines: Vec<&str> = stderr.lines().filter(|line| line.starts_with("rebuilder: ")).collect();
     assert_eq!(lines.len(), 1, "one line: {stderr}");
     lines[0].to_owned()
 }
@@ -35,9 +32,7 @@ fn complaint(out: &Output, code: i32) -> String {
 /// A capture (pcap, µs, little-endian, Ethernet) with one whole packet and one that the file ends in.
 fn cut_capture() -> Vec<u8> {
     let mut bytes = Vec::new();
-    bytes.extend_from_slice(&[
-        0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0,
-    ]);
+    bytes.extend_from_slice(&[0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0]);
     let frame = [0_u8; 60];
     for captured in [60_usize, 30] {
         bytes.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, 60, 0, 0, 0, 60, 0, 0, 0]);
@@ -59,13 +54,7 @@ fn a_capture_that_cannot_be_read_is_named() {
 #[test]
 fn what_is_no_capture_is_refused() {
     let directory = Prefix::new().unwrap().directory().unwrap();
-    for (name, content) in [
-        (
-            "notes.txt",
-            b"this is no capture at all, but a text".as_slice(),
-        ),
-        ("empty.pcap", b""),
-    ] {
+    for (name, content) in [("notes.txt", b"this is no capture at all, but a text".as_slice()), ("empty.pcap", b"")] {
         let file = directory.path().join(name);
         fs::write(&file, content).unwrap();
         let out = run(&["inspect", "--json", file.to_str().unwrap()]);
@@ -83,10 +72,7 @@ fn a_capture_that_ends_inside_a_record_is_an_error_with_its_offset() {
     let out = run(&["inspect", "--summary", file.to_str().unwrap()]);
     let line = complaint(&out, 1);
     // The second record begins behind the file's header and the first one.
-    assert!(
-        line.contains("cut.pcap") && line.contains(&(24 + 16 + 60).to_string()),
-        "{line}"
-    );
+    assert!(line.contains("cut.pcap") && line.contains(&(24 + 16 + 60).to_string()), "{line}");
     let summary: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(summary["packets"], 1, "all that was whole is still told");
 }
@@ -98,26 +84,8 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
         (&["run"], "--forward"),
         (&["run", "--forward", "analyser"], "analyser"),
         (&["run", "--forward", "ftp://127.0.0.1:80"], "ftp"),
-        (
-            &[
-                "run",
-                "--forward",
-                "http://127.0.0.1:80",
-                "--listen",
-                "4789",
-            ],
-            "4789",
-        ),
-        (
-            &[
-                "run",
-                "--forward",
-                "http://127.0.0.1:80",
-                "--vni",
-                "16777216",
-            ],
-            "16777216",
-        ),
+        (&["run", "--forward", "http://127.0.0.1:80", "--listen", "4789"], "4789"),
+        (&["run", "--forward", "http://127.0.0.1:80", "--vni", "16777216"], "16777216"),
         (&["inspect", "--json", "--summary", "x"], "--summary"),
         (&["dissect"], "dissect"),
     ] {
@@ -130,33 +98,13 @@ fn wrong_usage_is_one_line_and_exit_code_2() {
 fn a_port_in_use_is_named() {
     let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
     let listen = udp.local_addr().unwrap().to_string();
-    let line = complaint(
-        &run(&[
-            "run",
-            "--forward",
-            "http://127.0.0.1:9",
-            "--listen",
-            &listen,
-            "--admin",
-            "127.0.0.1:0",
-        ]),
-        1,
-    );
+    let line =
+        complaint(&run(&["run", "--forward", "http://127.0.0.1:9", "--listen", &listen, "--admin", "127.0.0.1:0"]), 1);
     assert!(line.contains(&listen), "{line}");
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let admin = tcp.local_addr().unwrap().to_string();
-    let line = complaint(
-        &run(&[
-            "run",
-            "--forward",
-            "http://127.0.0.1:9",
-            "--listen",
-            "127.0.0.1:0",
-            "--admin",
-            &admin,
-        ]),
-        1,
-    );
+    let line =
+        complaint(&run(&["run", "--forward", "http://127.0.0.1:9", "--listen", "127.0.0.1:0", "--admin", &admin]), 1);
     assert!(line.contains(&admin), "{line}");
 }
 
@@ -170,44 +118,20 @@ fn a_missing_privilege_is_named() {
     let copy = directory.path().join("rebuilder");
     fs::copy(rebuilder(), &copy).unwrap();
     let out = Command::new("setpriv")
-        .args([
-            "--reuid",
-            "65534",
-            "--regid",
-            "65534",
-            "--clear-groups",
-            "--bounding-set",
-            "-all",
-            "--",
-        ])
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--bounding-set", "-all", "--"])
         .arg(&copy)
-        .args([
-            "run",
-            "--forward",
-            "http://127.0.0.1:9",
-            "--listen",
-            "127.0.0.1:89",
-            "--admin",
-            "127.0.0.1:0",
-        ])
+        .args(["run", "--forward", "http://127.0.0.1:9", "--listen", "127.0.0.1:89", "--admin", "127.0.0.1:0"])
         .output()
         .unwrap();
     let line = complaint(&out, 1);
-    assert!(
-        line.contains("127.0.0.1:89") && line.contains("CAP_NET_BIND_SERVICE"),
-        "{line}"
-    );
+    assert!(line.contains("127.0.0.1:89") && line.contains("CAP_NET_BIND_SERVICE"), "{line}");
 }
 
 #[test]
 fn an_unreachable_analyser_is_told_and_does_not_stop_the_rebuilder() {
     let directory = Prefix::new().unwrap().directory().unwrap();
     // A port that was just free, and that nothing listens on.
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let analyser = format!("127.0.0.1:{port}");
     let mut start = command(rebuilder());
     start.args([
@@ -223,20 +147,13 @@ fn an_unreachable_analyser_is_told_and_does_not_stop_the_rebuilder() {
     let told = wait_for("a line about the analyser", Duration::from_secs(15), || {
         process.must_be_running()?;
         let output = process.output();
-        let line = output
-            .lines()
-            .find(|line| line.contains("WARN") && line.contains(&analyser));
+        let line = output.lines().find(|line| line.contains("WARN") && line.contains(&analyser));
         Ok(line.map(ToOwned::to_owned))
     });
     assert!(told.is_ok(), "{}", process.output());
     process.must_be_running().unwrap();
     process.signal(15);
-    assert_eq!(
-        process.wait(Duration::from_secs(35)).unwrap().code(),
-        Some(0),
-        "{}",
-        process.output()
-    );
+    assert_eq!(process.wait(Duration::from_secs(35)).unwrap().code(), Some(0), "{}", process.output());
 }
 
 #[test]
@@ -244,9 +161,6 @@ fn a_replay_to_nowhere_is_named() {
     let directory = Prefix::new().unwrap().directory().unwrap();
     let file = directory.path().join("cut.pcap");
     fs::write(&file, cut_capture()).unwrap();
-    let line = complaint(
-        &run(&["replay", file.to_str().unwrap(), "--to", "nowhere"]),
-        1,
-    );
+    let line = complaint(&run(&["replay", file.to_str().unwrap(), "--to", "nowhere"]), 1);
     assert!(line.contains("nowhere"), "{line}");
 }

@@ -18,11 +18,7 @@ use lab::world::{Instance, Snapshot, Source, World};
 
 const MIB: u64 = 1 << 20;
 /// The caps that the rebuilder is given: requests that wait, requests in flight, bytes held for reassembly.
-const CAPS: [(&str, u64); 3] = [
-    ("--queue-bytes", 8 * MIB),
-    ("--inflight-bytes", 8 * MIB),
-    ("--held-bytes", 16 * MIB),
-];
+const CAPS: [(&str, u64); 3] = [("--queue-bytes", 8 * MIB), ("--inflight-bytes", 8 * MIB), ("--held-bytes", 16 * MIB)];
 /// What the allocator may lose between blocks, and the fixed tables.
 const SLACK: u64 = 16 * MIB;
 
@@ -40,39 +36,21 @@ impl Bench {
     fn new() -> Self {
         let binary = binary().unwrap();
         let plane = DataPlane::new(Options::default()).unwrap();
-        let mut flags: Vec<String> = CAPS
-            .iter()
-            .flat_map(|(flag, cap)| [(*flag).to_owned(), cap.to_string()])
-            .collect();
+        let mut flags: Vec<String> =
+            CAPS.iter().flat_map(|(flag, cap)| [(*flag).to_owned(), cap.to_string()]).collect();
         flags.extend(["--workers".to_owned(), "1".to_owned()]);
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         let forward = format!("http://{ANALYSER}:80");
-        let rebuilder = Rebuilder::start(
-            &plane.rebuilder,
-            &binary,
-            plane.vpc.directory(),
-            &forward,
-            &flags,
-        )
-        .unwrap();
+        let rebuilder = Rebuilder::start(&plane.rebuilder, &binary, plane.vpc.directory(), &forward, &flags).unwrap();
         let web = instance(1);
         let cloud = Arc::new(Mutex::new(Snapshot {
             instances: vec![web.clone()],
             sessions: vec![http_session("tms-1", web.primary_eni(), 1, &[80])],
         }));
         let world = World::start(&plane.vpc, Source::Static(Arc::clone(&cloud)), |_| true).unwrap();
-        wait_for("the instance is mirrored", Duration::from_secs(20), || {
-            Ok(world.session_of(web.primary_eni()))
-        })
-        .unwrap();
-        Self {
-            rebuilder,
-            records: Records::default(),
-            world,
-            cloud,
-            web,
-            plane,
-        }
+        wait_for("the instance is mirrored", Duration::from_secs(20), || Ok(world.session_of(web.primary_eni())))
+            .unwrap();
+        Self { rebuilder, records: Records::default(), world, cloud, web, plane }
     }
 
     fn analyser(&self) -> Recorder {
@@ -85,13 +63,8 @@ impl Bench {
         let mut connection = Connection::open(&self.plane.client, server).unwrap();
         let body = vec![b'x'; length];
         for number in 0..count {
-            let target = format!(
-                "/order/{length}/{number}-{}",
-                self.world.access_log(&self.web.id).unwrap().len()
-            );
-            let head = format!(
-                "POST {target} HTTP/1.1\r\nHost: shop.example\r\nContent-Length: {length}\r\n\r\n"
-            );
+            let target = format!("/order/{length}/{number}-{}", self.world.access_log(&self.web.id).unwrap().len());
+            let head = format!("POST {target} HTTP/1.1\r\nHost: shop.example\r\nContent-Length: {length}\r\n\r\n");
             connection.send(&[head.as_bytes(), &body].concat()).unwrap();
             assert_eq!(connection.answers(1).unwrap(), [200]);
         }
@@ -107,10 +80,7 @@ impl Bench {
         format!(
             "sent {}, mirrored {:?}, packets {:?}, requests {:?}, received {}",
             self.sent(),
-            self.world
-                .sessions()
-                .first()
-                .map(|it| self.world.packets_of(&it.session.id).unwrap()),
+            self.world.sessions().first().map(|it| self.world.packets_of(&it.session.id).unwrap()),
             metrics.outcomes("rebuilder_packets_total"),
             metrics.outcomes("rebuilder_requests_total"),
             self.records.count()
@@ -119,20 +89,16 @@ impl Bench {
 
     /// Waits until every request that was sent has an outcome.
     fn settle(&self) {
-        let settled = wait_for(
-            "every request has an outcome",
-            Duration::from_secs(60),
-            || Ok((self.rebuilder.metrics()?.requests() == self.sent()).then_some(())),
-        );
+        let settled = wait_for("every request has an outcome", Duration::from_secs(60), || {
+            Ok((self.rebuilder.metrics()?.requests() == self.sent()).then_some(()))
+        });
         assert!(settled.is_ok(), "{}", self.counts());
     }
 }
 
 #[test]
 fn a_stopped_analyser_costs_counted_requests_and_no_more_memory_than_the_caps() {
-    if lab::skip::no_lab(
-        "a_stopped_analyser_costs_counted_requests_and_no_more_memory_than_the_caps",
-    ) {
+    if lab::skip::no_lab("a_stopped_analyser_costs_counted_requests_and_no_more_memory_than_the_caps") {
         return;
     }
     let mut bench = Bench::new();
@@ -152,28 +118,12 @@ fn a_stopped_analyser_costs_counted_requests_and_no_more_memory_than_the_caps() 
         Ok((bench.rebuilder.metrics()?.packets() == mirrored).then_some(()))
     });
     assert!(read.is_ok(), "{}", bench.counts());
-    assert!(
-        bench.rebuilder.get("/healthz").is_ok(),
-        "health does not depend on the analyser"
-    );
+    assert!(bench.rebuilder.get("/healthz").is_ok(), "health does not depend on the analyser");
     let (_, highest) = bench.rebuilder.process().memory().unwrap();
     let caps: u64 = CAPS.iter().map(|(_, cap)| cap).sum();
-    assert!(
-        highest <= before + caps + SLACK,
-        "{} MiB, {} MiB before",
-        highest / MIB,
-        before / MIB
-    );
-    let dropped = bench
-        .rebuilder
-        .metrics()
-        .unwrap()
-        .outcomes("rebuilder_requests_total");
-    assert!(
-        dropped.get("queue_full").is_some_and(|&count| count > 100),
-        "{}",
-        bench.counts()
-    );
+    assert!(highest <= before + caps + SLACK, "{} MiB, {} MiB before", highest / MIB, before / MIB);
+    let dropped = bench.rebuilder.metrics().unwrap().outcomes("rebuilder_requests_total");
+    assert!(dropped.get("queue_full").is_some_and(|&count| count > 100), "{}", bench.counts());
 
     let _analyser = bench.analyser();
     bench.post(100, 500);
@@ -181,51 +131,22 @@ fn a_stopped_analyser_costs_counted_requests_and_no_more_memory_than_the_caps() 
     let after = bench.rebuilder.metrics().unwrap();
     let drops = after.requests() - after.delivered();
     assert_eq!(bench.sent(), after.delivered() + drops);
-    assert!(
-        after.delivered() >= healthy.delivered() + 100,
-        "delivery has not resumed: {}",
-        bench.counts()
-    );
+    assert!(after.delivered() >= healthy.delivered() + 100, "delivery has not resumed: {}", bench.counts());
     // Delivery is at least once: what was answered was received.
-    let received: BTreeSet<String> = bench
-        .records
-        .all()
-        .into_iter()
-        .map(|it| it.target)
-        .collect();
-    assert!(
-        received.len() as u64 >= after.delivered(),
-        "{}",
-        bench.counts()
-    );
-    let late = bench
-        .records
-        .all()
-        .iter()
-        .filter(|it| it.target.starts_with("/order/500/"))
-        .count();
-    assert!(
-        late >= 100,
-        "{late} of 100 after the analyser came back: {}",
-        bench.counts()
-    );
+    let received: BTreeSet<String> = bench.records.all().into_iter().map(|it| it.target).collect();
+    assert!(received.len() as u64 >= after.delivered(), "{}", bench.counts());
+    let late = bench.records.all().iter().filter(|it| it.target.starts_with("/order/500/")).count();
+    assert!(late >= 100, "{late} of 100 after the analyser came back: {}", bench.counts());
 
     // The session is deleted.
     bench.cloud.lock().unwrap().sessions.clear();
-    wait_for("the session's end", Duration::from_secs(5), || {
-        Ok(bench.world.sessions().is_empty().then_some(()))
-    })
-    .unwrap();
+    wait_for("the session's end", Duration::from_secs(5), || Ok(bench.world.sessions().is_empty().then_some(())))
+        .unwrap();
     let (packets, requests) = (after.packets(), after.requests());
     bench.post(20, 1000);
     std::thread::sleep(Duration::from_millis(500));
     let metrics = bench.rebuilder.metrics().unwrap();
-    assert_eq!(
-        (metrics.packets(), metrics.requests()),
-        (packets, requests),
-        "{}",
-        bench.counts()
-    );
+    assert_eq!((metrics.packets(), metrics.requests()), (packets, requests), "{}", bench.counts());
 }
 
 #[test]
@@ -240,24 +161,14 @@ fn the_load_of_wrk_is_delivered_or_counted_request_by_request() {
     let answered = wrk(&bench.plane.client, &url, CONNECTIONS, 1).unwrap();
     assert!(answered > 500, "{answered}");
     // At its end wrk resets its connections, and nginx may never read what had been sent on them.
-    let settled = wait_for(
-        "every request has an outcome",
-        Duration::from_secs(60),
-        || {
-            let (rebuilt, sent) = (bench.rebuilder.metrics()?.requests(), bench.sent());
-            Ok((sent..=sent + u64::from(CONNECTIONS))
-                .contains(&rebuilt)
-                .then_some(rebuilt))
-        },
-    );
+    let settled = wait_for("every request has an outcome", Duration::from_secs(60), || {
+        let (rebuilt, sent) = (bench.rebuilder.metrics()?.requests(), bench.sent());
+        Ok((sent..=sent + u64::from(CONNECTIONS)).contains(&rebuilt).then_some(rebuilt))
+    });
     let rebuilt = settled.unwrap_or_else(|_| panic!("{}", bench.counts()));
     assert!(rebuilt >= answered);
     let metrics = bench.rebuilder.metrics().unwrap();
     let counted: u64 = metrics.outcomes("rebuilder_requests_total").values().sum();
     assert_eq!(counted, rebuilt);
-    assert!(
-        metrics.delivered() * 10 >= rebuilt * 9,
-        "{}",
-        bench.counts()
-    );
+    assert!(metrics.delivered() * 10 >= rebuilt * 9, "{}", bench.counts());
 }
