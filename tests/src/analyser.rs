@@ -63,7 +63,9 @@ impl Inspected {
     /// Whether the core rule set holds the request for an attack.
     #[must_use]
     pub fn is_flagged(&self) -> bool {
-        self.rules.iter().any(|rule| rule == INBOUND_ANOMALY_SCORE_EXCEEDED)
+        self.rules
+            .iter()
+            .any(|rule| rule == INBOUND_ANOMALY_SCORE_EXCEEDED)
     }
 }
 
@@ -80,13 +82,19 @@ impl Analyser {
         let mut rules: Vec<PathBuf> = fs::read_dir(RULES)
             .with_context(|| format!("{RULES}: install the package modsecurity-crs"))?
             .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.extension().is_some_and(|extension| extension == "conf"))
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == "conf")
+            })
             .collect();
         if rules.is_empty() {
             bail!("{RULES} holds no rules: install the package modsecurity-crs");
         }
         rules.sort();
-        let mut text = format!("{ENGINE}SecAuditLog {}\nInclude {RULES_SETUP}\n", audit_log.display());
+        let mut text = format!(
+            "{ENGINE}SecAuditLog {}\nInclude {RULES_SETUP}\n",
+            audit_log.display()
+        );
         for rule in rules {
             writeln!(text, "Include {}", rule.display())?;
         }
@@ -105,7 +113,10 @@ impl Analyser {
         // A socket file of an nginx that was stopped before would be in the way.
         let _ = fs::remove_file(home.join("upstream"));
         let main = format!("load_module {MODULE};");
-        let configuration = Configuration { main: &main, http: &http };
+        let configuration = Configuration {
+            main: &main,
+            http: &http,
+        };
         let listens = SocketAddr::from(([127, 0, 0, 1], 80));
         let nginx = Nginx::start(host, "analyser", directory, &configuration, listens)?;
         Ok(Self { nginx, audit_log })
@@ -124,7 +135,10 @@ impl Analyser {
     /// # Errors
     /// Where the log cannot be read.
     pub fn audit_log(&self) -> anyhow::Result<Vec<Inspected>> {
-        lines_of(&self.audit_log)?.iter().map(|line| parse(line)).collect()
+        lines_of(&self.audit_log)?
+            .iter()
+            .map(|line| parse(line))
+            .collect()
     }
 }
 
@@ -168,7 +182,8 @@ struct Details {
 }
 
 fn parse(line: &str) -> anyhow::Result<Inspected> {
-    let Line { transaction } = serde_json::from_str(line).with_context(|| format!("audit log: {line}"))?;
+    let Line { transaction } =
+        serde_json::from_str(line).with_context(|| format!("audit log: {line}"))?;
     let mut rules: Vec<String> = Vec::new();
     for message in transaction.messages {
         if !rules.contains(&message.details.rule_id) {
@@ -203,6 +218,9 @@ mod tests {
         assert_eq!(inspected.rules, ["930100", "949110"]);
         assert!(inspected.is_flagged());
         assert_eq!(inspected.client.as_deref(), Some("10.0.0.1"));
-        assert_eq!((inspected.status, inspected.target.as_str()), (200, "/?f=../etc/passwd"));
+        assert_eq!(
+            (inspected.status, inspected.target.as_str()),
+            (200, "/?f=../etc/passwd")
+        );
     }
 }

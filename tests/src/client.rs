@@ -19,10 +19,20 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Where no answer came.
 pub fn curl(client: &Host, arguments: &[&str]) -> anyhow::Result<u16> {
     let mut command = client.namespace.command("curl");
-    command.args(["--silent", "--show-error", "--output", "/dev/null", "--write-out", "%{http_code}"]);
+    command.args([
+        "--silent",
+        "--show-error",
+        "--output",
+        "/dev/null",
+        "--write-out",
+        "%{http_code}",
+    ]);
     command.args(["--max-time", "30"]).args(arguments);
     let status = process::run(&mut command)?;
-    status.trim().parse().with_context(|| format!("curl: status {status:?}"))
+    status
+        .trim()
+        .parse()
+        .with_context(|| format!("curl: status {status:?}"))
 }
 
 /// Runs wrk for `seconds` with these many connections, and gives the number of answers it counted.
@@ -31,9 +41,16 @@ pub fn curl(client: &Host, arguments: &[&str]) -> anyhow::Result<u16> {
 /// Where wrk fails or its report holds no count.
 pub fn wrk(client: &Host, url: &str, connections: u32, seconds: u32) -> anyhow::Result<u64> {
     let mut command = client.namespace.command("wrk");
-    command.args(["-t1", &format!("-c{connections}"), &format!("-d{seconds}s"), url]);
+    command.args([
+        "-t1",
+        &format!("-c{connections}"),
+        &format!("-d{seconds}s"),
+        url,
+    ]);
     let report = process::run(&mut command)?;
-    let count = report.lines().find_map(|line| line.trim().split_once(" requests in ")?.0.parse().ok());
+    let count = report
+        .lines()
+        .find_map(|line| line.trim().split_once(" requests in ")?.0.parse().ok());
     count.with_context(|| format!("wrk: no count in {report}"))
 }
 
@@ -80,7 +97,10 @@ impl Connection {
                     bytes.drain(..length);
                 }
                 None => match self.0.read(&mut buffer)? {
-                    0 => bail!("the server closed after {} of {count} answers", statuses.len()),
+                    0 => bail!(
+                        "the server closed after {} of {count} answers",
+                        statuses.len()
+                    ),
                     length => bytes.extend_from_slice(buffer.get(..length).unwrap_or_default()),
                 },
             }
@@ -106,7 +126,11 @@ fn answer(bytes: &[u8]) -> anyhow::Result<Option<(u16, usize)>> {
         return Ok(None);
     };
     let head = String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned();
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("no status")?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .context("no status")?;
     let length: usize = head
         .lines()
         .filter_map(|line| line.split_once(':'))

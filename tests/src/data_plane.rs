@@ -36,7 +36,12 @@ impl DataPlane {
         let rebuilder = vpc.host("rebuilder", &[Interface::new("rebuilder", &REBUILDER)])?;
         vpc.behind_the_load_balancer(&rebuilder)?;
         let analyser = vpc.host("analyser", &[Interface::new("analyser", &[ANALYSER])])?;
-        Ok(Self { client, rebuilder: Arc::new(rebuilder), analyser, vpc })
+        Ok(Self {
+            client,
+            rebuilder: Arc::new(rebuilder),
+            analyser,
+            vpc,
+        })
     }
 }
 

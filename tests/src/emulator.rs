@@ -27,7 +27,9 @@ impl Emulator {
     /// # Errors
     /// Where it does not.
     pub fn start(venv: &Path, directory: &Path) -> anyhow::Result<Self> {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
+            .local_addr()?
+            .port();
         let programs = venv.join("bin");
         let mut command = process::command(programs.join("python"));
         command
@@ -43,7 +45,11 @@ impl Emulator {
             process.must_be_running()?;
             Ok(http_get(&format!("{url}/_lab/network")).ok())
         })?;
-        Ok(Self { process, url, programs })
+        Ok(Self {
+            process,
+            url,
+            programs,
+        })
     }
 
     /// Where it listens.
@@ -65,7 +71,11 @@ impl Emulator {
     pub fn command(&self, program: &str) -> Command {
         let mut command = process::command(self.programs.join(program));
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let path = std::env::join_paths([self.programs.clone()].into_iter().chain(std::env::split_paths(&path)));
+        let path = std::env::join_paths(
+            [self.programs.clone()]
+                .into_iter()
+                .chain(std::env::split_paths(&path)),
+        );
         command
             .env("PATH", path.unwrap_or_default())
             .env("AWS_ENDPOINT_URL", &self.url)
@@ -85,10 +95,16 @@ impl Emulator {
     /// What the command says on standard error.
     pub fn aws(&self, arguments: &[&str]) -> anyhow::Result<serde_json::Value> {
         let mut command = self.command("aws");
-        command.args(["--endpoint-url", &self.url, "--output", "json"]).args(arguments);
+        command
+            .args(["--endpoint-url", &self.url, "--output", "json"])
+            .args(arguments);
         let out = command.output().context("aws")?;
         if !out.status.success() {
-            bail!("aws {}: {}", arguments.join(" "), String::from_utf8_lossy(&out.stderr).trim());
+            bail!(
+                "aws {}: {}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&out.stderr).trim()
+            );
         }
         if out.stdout.iter().all(u8::is_ascii_whitespace) {
             return Ok(serde_json::Value::Null);

@@ -37,7 +37,11 @@ struct Registry {
 
 impl Registry {
     const fn new() -> Self {
-        Self { groups: BTreeSet::new(), namespaces: BTreeSet::new(), directories: BTreeSet::new() }
+        Self {
+            groups: BTreeSet::new(),
+            namespaces: BTreeSet::new(),
+            directories: BTreeSet::new(),
+        }
     }
 }
 
@@ -63,8 +67,12 @@ impl Prefix {
         });
         installed?;
         let pid = std::process::id();
-        let start = start_time(pid).ok_or_else(|| io::Error::other("/proc/self/stat: no start time"))?;
-        Ok(Self(format!("{MARK}-{pid}-{start}-{}", NEXT.fetch_add(1, Ordering::Relaxed))))
+        let start =
+            start_time(pid).ok_or_else(|| io::Error::other("/proc/self/stat: no start time"))?;
+        Ok(Self(format!(
+            "{MARK}-{pid}-{start}-{}",
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        )))
     }
 
     /// `PREFIX-role`, the name of a namespace.
@@ -111,7 +119,10 @@ impl Drop for Directory {
 /// Says no once a signal has begun the clean-up, so that the main thread cannot make what nobody would remove.
 pub(crate) fn refuse_while_closing() -> io::Result<()> {
     if CLOSING.load(Ordering::SeqCst) {
-        return Err(io::Error::new(io::ErrorKind::Interrupted, "the lab is being removed"));
+        return Err(io::Error::new(
+            io::ErrorKind::Interrupted,
+            "the lab is being removed",
+        ));
     }
     Ok(())
 }
@@ -141,7 +152,11 @@ pub(crate) fn remove_namespace(name: &str) {
 fn kill_inhabitants(name: &str) {
     // Twice: a process may have forked between the listing and the signal.
     for _ in 0..2 {
-        let Ok(out) = Command::new("ip").args(["netns", "pids", name]).stderr(Stdio::null()).output() else {
+        let Ok(out) = Command::new("ip")
+            .args(["netns", "pids", name])
+            .stderr(Stdio::null())
+            .output()
+        else {
             return;
         };
         // A helper thread of this process that has entered the namespace is listed as this process.
@@ -161,22 +176,29 @@ fn kill_inhabitants(name: &str) {
 }
 
 fn clean_up_on_signals() -> io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([libc::SIGINT, libc::SIGTERM, libc::SIGHUP])?;
-    thread::Builder::new().name("janitor".to_owned()).spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            CLOSING.store(true, Ordering::SeqCst);
-            eprintln!("\nremoving the lab …");
-            remove_everything();
-            std::process::exit(128 + signal);
-        }
-    })?;
+    let mut signals =
+        signal_hook::iterator::Signals::new([libc::SIGINT, libc::SIGTERM, libc::SIGHUP])?;
+    thread::Builder::new()
+        .name("janitor".to_owned())
+        .spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                CLOSING.store(true, Ordering::SeqCst);
+                eprintln!("\nremoving the lab …");
+                remove_everything();
+                std::process::exit(128 + signal);
+            }
+        })?;
     Ok(())
 }
 
 fn remove_everything() {
     let (groups, namespaces, directories) = {
         let registry = registry();
-        (registry.groups.clone(), registry.namespaces.clone(), registry.directories.clone())
+        (
+            registry.groups.clone(),
+            registry.namespaces.clone(),
+            registry.directories.clone(),
+        )
     };
     for &group in &groups {
         sys::signal_group(group, libc::SIGTERM);
@@ -203,12 +225,18 @@ fn remove_everything() {
 fn group_lives(pgid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pgid}/stat"))
         .ok()
-        .and_then(|stat| stat.rsplit_once(") ").map(|(_, rest)| !rest.starts_with('Z')))
+        .and_then(|stat| {
+            stat.rsplit_once(") ")
+                .map(|(_, rest)| !rest.starts_with('Z'))
+        })
         .unwrap_or(false)
 }
 
 fn reap_dead_runs() {
-    for (directory, is_namespace) in [(PathBuf::from(NAMESPACES), true), (std::env::temp_dir(), false)] {
+    for (directory, is_namespace) in [
+        (PathBuf::from(NAMESPACES), true),
+        (std::env::temp_dir(), false),
+    ] {
         let Ok(entries) = fs::read_dir(&directory) else {
             continue;
         };
@@ -264,9 +292,18 @@ mod tests {
     #[test]
     fn only_a_lab_whose_owner_is_gone_is_removed() {
         let living = |pid: u32| (pid == 7).then_some(100);
-        assert!(!is_of_a_dead_run("mflab-7-100-0-vpc", living), "the owner lives");
-        assert!(is_of_a_dead_run("mflab-7-99-0-vpc", living), "its pid was given to another process");
-        assert!(is_of_a_dead_run("mflab-8-100-0", living), "the owner is gone");
+        assert!(
+            !is_of_a_dead_run("mflab-7-100-0-vpc", living),
+            "the owner lives"
+        );
+        assert!(
+            is_of_a_dead_run("mflab-7-99-0-vpc", living),
+            "its pid was given to another process"
+        );
+        assert!(
+            is_of_a_dead_run("mflab-8-100-0", living),
+            "the owner is gone"
+        );
         assert!(!is_of_a_dead_run("other-8-100-0", living), "not a lab's");
         assert!(!is_of_a_dead_run("mflab-x-100", living), "not a lab's name");
     }

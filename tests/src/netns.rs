@@ -27,8 +27,11 @@ impl Namespace {
     pub fn create(name: &str) -> anyhow::Result<Self> {
         janitor::refuse_while_closing()?;
         janitor::register_namespace(name);
-        let namespace = Self { name: name.to_owned() };
-        process::run(Command::new("ip").args(["netns", "add", name])).context("network namespaces need root")?;
+        let namespace = Self {
+            name: name.to_owned(),
+        };
+        process::run(Command::new("ip").args(["netns", "add", name]))
+            .context("network namespaces need root")?;
         namespace.ip("link set lo up")?;
         // A copy arrives on a link of its own with the source address of an interface that is reached by another
         // one; strict reverse-path filtering, which some distributions switch on, would drop it.
@@ -90,10 +93,12 @@ impl Namespace {
         f: impl FnOnce() -> T + Send + 'static,
     ) -> io::Result<thread::JoinHandle<io::Result<T>>> {
         let file = self.open()?;
-        thread::Builder::new().name(self.name.clone()).spawn(move || {
-            sys::enter_network_namespace(&file)?;
-            Ok(f())
-        })
+        thread::Builder::new()
+            .name(self.name.clone())
+            .spawn(move || {
+                sys::enter_network_namespace(&file)?;
+                Ok(f())
+            })
     }
 
     /// `ip -n NAME ARGUMENTS`.
@@ -101,7 +106,11 @@ impl Namespace {
     /// # Errors
     /// What ip says.
     pub fn ip(&self, arguments: &str) -> anyhow::Result<String> {
-        process::run(Command::new("ip").args(["-n", &self.name]).args(arguments.split_whitespace()))
+        process::run(
+            Command::new("ip")
+                .args(["-n", &self.name])
+                .args(arguments.split_whitespace()),
+        )
     }
 
     /// `tc -n NAME ARGUMENTS`.
@@ -109,7 +118,11 @@ impl Namespace {
     /// # Errors
     /// What tc says.
     pub fn tc(&self, arguments: &str) -> anyhow::Result<String> {
-        process::run(Command::new("tc").args(["-n", &self.name]).args(arguments.split_whitespace()))
+        process::run(
+            Command::new("tc")
+                .args(["-n", &self.name])
+                .args(arguments.split_whitespace()),
+        )
     }
 
     /// Writes a file of `/proc/sys` as seen inside; one that this kernel has not is left alone.
@@ -134,7 +147,10 @@ impl Namespace {
         let text = self.ip(&format!("-j -s link show dev {device}"))?;
         let links: serde_json::Value = serde_json::from_str(&text)?;
         let counter = |path: &str| {
-            links.pointer(path).and_then(serde_json::Value::as_u64).with_context(|| format!("{device}: no {path}"))
+            links
+                .pointer(path)
+                .and_then(serde_json::Value::as_u64)
+                .with_context(|| format!("{device}: no {path}"))
         };
         Ok(Counters {
             received: counter("/0/stats64/rx/packets")?,

@@ -58,7 +58,11 @@ impl Interface {
     /// An interface with a MAC address of the kernel's choice.
     #[must_use]
     pub fn new(id: &str, addresses: &[&str]) -> Self {
-        Self { id: id.to_owned(), addresses: addresses.iter().map(|&a| a.to_owned()).collect(), mac: None }
+        Self {
+            id: id.to_owned(),
+            addresses: addresses.iter().map(|&a| a.to_owned()).collect(),
+            mac: None,
+        }
     }
 }
 
@@ -114,7 +118,13 @@ impl Vpc {
         }
         nlb.ip("link add nlb type bridge forward_delay 0 mcast_snooping 0")?;
         nlb.ip(&format!("link set nlb mtu {UNDERLAY_MTU} up"))?;
-        Ok(Self { prefix, options, bridge, nlb, directory })
+        Ok(Self {
+            prefix,
+            options,
+            bridge,
+            nlb,
+            directory,
+        })
     }
 
     /// Where logs and configuration of this VPC's hosts go.
@@ -142,22 +152,35 @@ impl Vpc {
                 .with_context(|| format!("interface {} of {role}", interface.id))?;
             ports.push((interface.id.clone(), port));
         }
-        let primary = ports.first().map(|(_, port)| port.primary.clone()).unwrap_or_default();
-        Ok(Host { namespace, primary, ports })
+        let primary = ports
+            .first()
+            .map(|(_, port)| port.primary.clone())
+            .unwrap_or_default();
+        Ok(Host {
+            namespace,
+            primary,
+            ports,
+        })
     }
 
     fn plug(&self, host: &Namespace, name: &str, interface: &Interface) -> anyhow::Result<Port> {
         let device = device_name('p', &interface.id);
         let mtu = self.options.mtu;
-        self.bridge
-            .ip(&format!("link add {device} mtu {mtu} type veth peer name {name} mtu {mtu} netns {}", host.name()))?;
+        self.bridge.ip(&format!(
+            "link add {device} mtu {mtu} type veth peer name {name} mtu {mtu} netns {}",
+            host.name()
+        ))?;
         if let Some(mac) = &interface.mac {
             host.ip(&format!("link set {name} address {mac}"))?;
         }
         wire_size_frames(host, name)?;
         wire_size_frames(&self.bridge, &device)?;
         for address in &interface.addresses {
-            let (prefix, nodad) = if address.contains(':') { (IPV6_PREFIX, " nodad") } else { (IPV4_PREFIX, "") };
+            let (prefix, nodad) = if address.contains(':') {
+                (IPV6_PREFIX, " nodad")
+            } else {
+                (IPV4_PREFIX, "")
+            };
             host.ip(&format!("address add {address}/{prefix} dev {name}{nodad}"))?;
         }
         host.ip(&format!("link set {name} up"))?;
@@ -168,9 +191,18 @@ impl Vpc {
             Some(mac) => mac.clone(),
             None => mac_of(host, name)?,
         };
-        bridge_tool(&self.bridge, &format!("fdb add {mac} dev {device} master static"))?;
-        bridge_tool(&self.bridge, &format!("link set dev {device} learning off flood off"))?;
-        Ok(Port { device, primary: interface.addresses.first().cloned().unwrap_or_default() })
+        bridge_tool(
+            &self.bridge,
+            &format!("fdb replace {mac} dev {device} master static"),
+        )?;
+        bridge_tool(
+            &self.bridge,
+            &format!("link set dev {device} learning off flood off"),
+        )?;
+        Ok(Port {
+            device,
+            primary: interface.addresses.first().cloned().unwrap_or_default(),
+        })
     }
 
     /// Gives a host the link that mirrored packets arrive on.
@@ -208,7 +240,9 @@ impl Vpc {
         wire.ip(&format!("address add {source}/32 dev up0"))?;
         wire.ip("link set up0 up")?;
         join(&self.nlb, "nlb", &device)?;
-        wire.ip(&format!("route add {REBUILDER_UNDERLAY} dev up0 src {source}"))?;
+        wire.ip(&format!(
+            "route add {REBUILDER_UNDERLAY} dev up0 src {source}"
+        ))?;
         // Without it the first packets would wait for ARP, in a queue of limited length.
         wire.ip(&format!("neighbour add {REBUILDER_UNDERLAY} lladdr {REBUILDER_UNDERLAY_MAC} dev up0 nud permanent"))?;
         wire.ip(&format!(
@@ -217,8 +251,14 @@ impl Vpc {
         ))?;
         // A VXLAN device keeps its socket where it was made.
         wire.ip(&format!("link set {device} netns {}", self.bridge.name()))?;
-        self.bridge.ip(&format!("link set {device} mtu {} up", UNDERLAY_MTU - ENCAPSULATION))?;
-        Ok(Tunnel { device, _wire: wire })
+        self.bridge.ip(&format!(
+            "link set {device} mtu {} up",
+            UNDERLAY_MTU - ENCAPSULATION
+        ))?;
+        Ok(Tunnel {
+            device,
+            _wire: wire,
+        })
     }
 }
 
@@ -235,20 +275,32 @@ pub struct Tunnel {
 /// has got round to noticing the link.
 fn join(namespace: &Namespace, bridge: &str, device: &str) -> anyhow::Result<()> {
     namespace.ip(&format!("link set {device} master {bridge} up"))?;
-    process::wait_for(&format!("the port {device}"), Duration::from_secs(10), || {
-        let port = bridge_tool(namespace, &format!("link show dev {device}"))?;
-        Ok(port.contains("state forwarding").then_some(()))
-    })
+    process::wait_for(
+        &format!("the port {device}"),
+        Duration::from_secs(10),
+        || {
+            let port = bridge_tool(namespace, &format!("link show dev {device}"))?;
+            Ok(port.contains("state forwarding").then_some(()))
+        },
+    )
 }
 
 fn bridge_tool(namespace: &Namespace, arguments: &str) -> anyhow::Result<String> {
-    process::run(Command::new("bridge").args(["-n", namespace.name()]).args(arguments.split_whitespace()))
+    process::run(
+        Command::new("bridge")
+            .args(["-n", namespace.name()])
+            .args(arguments.split_whitespace()),
+    )
 }
 
 fn mac_of(namespace: &Namespace, device: &str) -> anyhow::Result<String> {
-    let links: serde_json::Value = serde_json::from_str(&namespace.ip(&format!("-j link show dev {device}"))?)?;
-    let mac = links.pointer("/0/address").and_then(serde_json::Value::as_str);
-    mac.map(ToOwned::to_owned).with_context(|| format!("{device}: no address"))
+    let links: serde_json::Value =
+        serde_json::from_str(&namespace.ip(&format!("-j link show dev {device}"))?)?;
+    let mac = links
+        .pointer("/0/address")
+        .and_then(serde_json::Value::as_str);
+    mac.map(ToOwned::to_owned)
+        .with_context(|| format!("{device}: no address"))
 }
 
 /// Makes a device send frames as a wire would: no segmentation left to hardware that is not there, real checksums.
@@ -267,7 +319,10 @@ fn wire_size_frames(namespace: &Namespace, device: &str) -> anyhow::Result<()> {
 /// A device name of at most 15 bytes (`IFNAMSIZ`): the end of an id, where ids of one kind differ.
 fn device_name(kind: char, id: &str) -> String {
     let end: String = id.chars().filter(char::is_ascii_alphanumeric).collect();
-    format!("{kind}{}", end.get(end.len().saturating_sub(13)..).unwrap_or_default())
+    format!(
+        "{kind}{}",
+        end.get(end.len().saturating_sub(13)..).unwrap_or_default()
+    )
 }
 
 #[cfg(test)]

@@ -41,8 +41,6 @@ pub struct Entry {
     pub client: String,
     /// The request line as it came.
     pub line: String,
-    /// Bytes of head and body together.
-    pub length: u64,
     /// Status of the answer.
     pub status: u16,
 }
@@ -51,7 +49,9 @@ impl Entry {
     /// Everything before the first space of the request line.
     #[must_use]
     pub fn method(&self) -> &str {
-        self.line.split_once(' ').map_or(&self.line, |(method, _)| method)
+        self.line
+            .split_once(' ')
+            .map_or(&self.line, |(method, _)| method)
     }
 
     /// Everything between the first and the last space of the request line.
@@ -71,7 +71,13 @@ impl Nginx {
         let http = "client_max_body_size 16m; keepalive_requests 100000; keepalive_timeout 60s;\n\
                     server { listen 80; listen [::]:80; location / { return 200 \"ok\\n\"; } }";
         let listens = SocketAddr::from(([127, 0, 0, 1], 80));
-        Self::start(host, name, directory, &Configuration { main: "", http }, listens)
+        Self::start(
+            host,
+            name,
+            directory,
+            &Configuration { main: "", http },
+            listens,
+        )
     }
 
     /// Starts nginx in `DIRECTORY/NAME`, whose access log goes on where one of that name ended.
@@ -92,7 +98,7 @@ impl Nginx {
              events {{ worker_connections 4096; }}\n\
              http {{\n\
              log_format entry escape=json '{{\"at\":$msec,\"connection\":$connection,\"client\":\"$remote_addr\",\
-             \"line\":\"$request\",\"length\":$request_length,\"status\":$status}}';\n\
+             \"line\":\"$request\",\"status\":$status}}';\n\
              access_log {at}/access.log entry;\n\
              client_body_temp_path {at}/body; proxy_temp_path {at}/proxy; fastcgi_temp_path {at}/fastcgi;\n\
              uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;\n\
@@ -103,14 +109,27 @@ impl Nginx {
         fs::write(&file, text)?;
         let mut command = host.namespace.command("nginx");
         // Before it has read its configuration nginx complains about /var/log/nginx to where -e says.
-        command.arg("-p").arg(&home).arg("-e").arg(home.join("error.log")).arg("-c").arg(&file);
+        command
+            .arg("-p")
+            .arg(&home)
+            .arg("-e")
+            .arg(home.join("error.log"))
+            .arg("-c")
+            .arg(&file);
         let mut process = Process::start(name, command, directory)?;
         wait_for(&format!("nginx {name} listens"), START, || {
-            process.must_be_running().with_context(|| crate::process::tail(&home.join("error.log"), 2000))?;
-            let connected = host.namespace.run(|| TcpStream::connect_timeout(&listens, Duration::from_secs(1)))?;
+            process
+                .must_be_running()
+                .with_context(|| crate::process::tail(&home.join("error.log"), 2000))?;
+            let connected = host
+                .namespace
+                .run(|| TcpStream::connect_timeout(&listens, Duration::from_secs(1)))?;
             Ok(connected.is_ok().then_some(()))
         })?;
-        Ok(Self { process, access_log: home.join("access.log") })
+        Ok(Self {
+            process,
+            access_log: home.join("access.log"),
+        })
     }
 
     /// The access log so far, in the order in which answers were finished. Connections without a request line
@@ -122,7 +141,9 @@ impl Nginx {
         lines_of(&self.access_log)?
             .iter()
             .map(|line| serde_json::from_str(line).with_context(|| format!("access log: {line}")))
-            .filter(|entry: &anyhow::Result<Entry>| entry.as_ref().map_or(true, |entry| !entry.line.is_empty()))
+            .filter(|entry: &anyhow::Result<Entry>| {
+                entry.as_ref().map_or(true, |entry| !entry.line.is_empty())
+            })
             .collect()
     }
 
@@ -135,10 +156,18 @@ impl Nginx {
 /// The whole lines of a log that may be growing. Bytes that are not UTF-8 stand as the code point of the same number.
 pub(crate) fn lines_of(path: &Path) -> anyhow::Result<Vec<String>> {
     let mut bytes = fs::read(path).with_context(|| path.display().to_string())?;
-    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
+    let whole = bytes
+        .iter()
+        .rposition(|&byte| byte == b'\n')
+        .map_or(0, |last| last + 1);
     bytes.truncate(whole);
-    let text = String::from_utf8(bytes)
-        .unwrap_or_else(|not_utf8| not_utf8.into_bytes().iter().map(|&byte| char::from(byte)).collect());
+    let text = String::from_utf8(bytes).unwrap_or_else(|not_utf8| {
+        not_utf8
+            .into_bytes()
+            .iter()
+            .map(|&byte| char::from(byte))
+            .collect()
+    });
     Ok(text.lines().map(ToOwned::to_owned).collect())
 }
 
@@ -153,7 +182,6 @@ mod tests {
             connection: 1,
             client: String::new(),
             line: "GET /a b c HTTP/1.1".to_owned(),
-            length: 0,
             status: 400,
         };
         assert_eq!((entry.method(), entry.target()), ("GET", "/a b c"));

@@ -50,7 +50,11 @@ impl Process {
             .spawn()
             .with_context(|| format!("starting {name}"))?;
         janitor::register_group(child.id());
-        Ok(Self { name: name.to_owned(), child, log })
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log,
+        })
     }
 
     /// Its pid, which is also its process group.
@@ -68,7 +72,9 @@ impl Process {
     /// All it has written so far.
     #[must_use]
     pub fn output(&self) -> String {
-        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        fs::read(&self.log)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
     }
 
     /// How it ended, if it has.
@@ -107,7 +113,11 @@ impl Process {
                 return Ok(status);
             }
             if Instant::now() >= deadline {
-                bail!("{} has not ended after {timeout:?}:\n{}", self.name, tail(&self.log, 2000));
+                bail!(
+                    "{} has not ended after {timeout:?}:\n{}",
+                    self.name,
+                    tail(&self.log, 2000)
+                );
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -119,7 +129,13 @@ impl Process {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
         let field = |name: &str| -> Option<u64> {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-            line.trim_start_matches(':').trim().split(' ').next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+            line.trim_start_matches(':')
+                .trim()
+                .split(' ')
+                .next()?
+                .parse::<u64>()
+                .ok()
+                .map(|kib| kib * 1024)
         };
         Some((field("VmRSS")?, field("VmHWM")?))
     }
@@ -153,7 +169,10 @@ impl Drop for Process {
 /// Where it cannot start or exits non-zero; the error holds what it wrote to standard error.
 pub fn run(command: &mut Command) -> anyhow::Result<String> {
     janitor::refuse_while_closing()?;
-    let out = command.stdin(Stdio::null()).output().with_context(|| shown(command))?;
+    let out = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| shown(command))?;
     if !out.status.success() {
         let stderr = String::from_utf8_lossy(&out.stderr);
         bail!("{}: {}: {}", shown(command), out.status, stderr.trim());
@@ -225,8 +244,10 @@ mod tests {
         let mut shell = command("sh");
         shell.args(["-c", "sleep 1000 & echo $!; wait"]);
         let process = Process::start("shell", shell, directory.path()).unwrap();
-        let sleeper =
-            wait_for("the pid", Duration::from_secs(5), || Ok(process.output().trim().parse::<u32>().ok())).unwrap();
+        let sleeper = wait_for("the pid", Duration::from_secs(5), || {
+            Ok(process.output().trim().parse::<u32>().ok())
+        })
+        .unwrap();
         assert!(Path::new(&format!("/proc/{sleeper}")).exists());
         drop(process);
         wait_for("the end of the sleeper", Duration::from_secs(5), || {
@@ -238,7 +259,8 @@ mod tests {
 
     #[test]
     fn a_failing_command_gives_its_own_words() {
-        let error = run(Command::new("sh").args(["-c", "echo no such thing >&2; exit 3"])).unwrap_err();
+        let error =
+            run(Command::new("sh").args(["-c", "echo no such thing >&2; exit 3"])).unwrap_err();
         assert!(error.to_string().contains("no such thing"), "{error}");
     }
 }

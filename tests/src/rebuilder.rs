@@ -23,7 +23,15 @@ pub fn binary() -> anyhow::Result<PathBuf> {
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let out = Command::new(cargo)
-        .args(["build", "--quiet", "--release", "--package", "rebuilder", "--bin", "rebuilder"])
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "--package",
+            "rebuilder",
+            "--bin",
+            "rebuilder",
+        ])
         .arg("--message-format=json-render-diagnostics")
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .stdin(Stdio::null())
@@ -36,7 +44,12 @@ pub fn binary() -> anyhow::Result<PathBuf> {
     String::from_utf8_lossy(&out.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message.pointer("/target/name").and_then(|name| name.as_str()) == Some("rebuilder"))
+        .filter(|message| {
+            message
+                .pointer("/target/name")
+                .and_then(|name| name.as_str())
+                == Some("rebuilder")
+        })
         .find_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
         .context("cargo named no executable")
 }
@@ -61,14 +74,27 @@ impl Rebuilder {
         more: &[&str],
     ) -> anyhow::Result<Self> {
         let mut command = host.namespace.command(binary);
-        command.args(["run", "--forward", forward, "--listen", &format!("{REBUILDER_UNDERLAY}:4789")]);
+        command.args([
+            "run",
+            "--forward",
+            forward,
+            "--listen",
+            &format!("{REBUILDER_UNDERLAY}:4789"),
+        ]);
         command.args(["--admin", ADMIN]).args(more);
         let process = Process::start("rebuilder", command, directory)?;
-        let mut rebuilder = Self { host: Arc::clone(host), process };
-        wait_for("the rebuilder takes traffic", Duration::from_secs(20), || {
-            rebuilder.process.must_be_running()?;
-            Ok(rebuilder.get("/healthz").is_ok().then_some(()))
-        })
+        let mut rebuilder = Self {
+            host: Arc::clone(host),
+            process,
+        };
+        wait_for(
+            "the rebuilder takes traffic",
+            Duration::from_secs(20),
+            || {
+                rebuilder.process.must_be_running()?;
+                Ok(rebuilder.get("/healthz").is_ok().then_some(()))
+            },
+        )
         .with_context(|| tail(rebuilder.process.log(), 2000))?;
         Ok(rebuilder)
     }
@@ -131,12 +157,19 @@ impl Metrics {
 
     /// The samples of a counter by their `outcome`, those that are 0 left out.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a counter below 2^53")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a counter below 2^53"
+    )]
     pub fn outcomes(&self, name: &str) -> BTreeMap<String, u64> {
         self.0
             .iter()
             .filter_map(|(sample, &value)| {
-                let labels = sample.strip_prefix(name)?.strip_prefix('{')?.strip_suffix('}')?;
+                let labels = sample
+                    .strip_prefix(name)?
+                    .strip_prefix('{')?
+                    .strip_suffix('}')?;
                 let outcome = labels.split_once("outcome=\"")?.1.split_once('"')?.0;
                 (value > 0.0).then(|| (outcome.to_owned(), value as u64))
             })
@@ -156,7 +189,11 @@ impl Metrics {
     #[must_use]
     pub fn delivered(&self) -> u64 {
         let outcomes = self.outcomes("rebuilder_requests_total");
-        outcomes.iter().filter(|(outcome, _)| outcome.starts_with("delivered_")).map(|(_, count)| count).sum()
+        outcomes
+            .iter()
+            .filter(|(outcome, _)| outcome.starts_with("delivered_"))
+            .map(|(_, count)| count)
+            .sum()
     }
 
     /// Packets taken, of all outcomes.
@@ -171,8 +208,16 @@ impl Metrics {
 /// # Errors
 /// Where it does not, or not within five seconds.
 pub fn http_get(url: &str) -> anyhow::Result<String> {
-    let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).build().into();
-    Ok(agent.get(url).call().with_context(|| url.to_owned())?.body_mut().read_to_string()?)
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(5)))
+        .build()
+        .into();
+    Ok(agent
+        .get(url)
+        .call()
+        .with_context(|| url.to_owned())?
+        .body_mut()
+        .read_to_string()?)
 }
 
 #[cfg(test)]
@@ -187,7 +232,10 @@ mod tests {
                     rebuilder_requests_total{outcome=\"queue_full\"} 1\n\
                     rebuilder_packets_total{outcome=\"stream\"} 40\nrebuilder_flows 3\n";
         let metrics = Metrics::parse(text);
-        assert_eq!((metrics.requests(), metrics.delivered(), metrics.packets()), (10, 9, 40));
+        assert_eq!(
+            (metrics.requests(), metrics.delivered(), metrics.packets()),
+            (10, 9, 40)
+        );
         assert!((metrics.value("rebuilder_flows") - 3.0).abs() < f64::EPSILON);
     }
 }

@@ -58,7 +58,10 @@ impl Hash {
 
 impl fmt::Debug for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().take(6).try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.0
+            .iter()
+            .take(6)
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -96,7 +99,12 @@ impl Recorder {
     ///
     /// # Errors
     /// Where the port is taken.
-    pub fn start(host: &Host, port: u16, records: &Records, delay: Duration) -> anyhow::Result<Self> {
+    pub fn start(
+        host: &Host,
+        port: u16,
+        records: &Records,
+        delay: Duration,
+    ) -> anyhow::Result<Self> {
         let listener = host
             .namespace
             .run(|| std::net::TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], port))))?
@@ -105,7 +113,9 @@ impl Recorder {
         let (stop, stopped) = oneshot::channel();
         let records = records.clone();
         let thread = host.namespace.spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
             if let Ok(runtime) = runtime {
                 runtime.block_on(async {
                     let Ok(listener) = TcpListener::from_std(listener) else {
@@ -118,7 +128,10 @@ impl Recorder {
                 });
             }
         })?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        Ok(Self {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 }
 
@@ -140,7 +153,9 @@ async fn accept(listener: &TcpListener, records: &Records, delay: Duration) {
             let service = service_fn(|request| record(request, &records, delay));
             let mut http = hyper::server::conn::http1::Builder::new();
             // What is asked in one write is answered in one, so that pipelined requests are taken as they come.
-            http.timer(TokioTimer::new()).pipeline_flush(true).max_buf_size(64 * 1024);
+            http.timer(TokioTimer::new())
+                .pipeline_flush(true)
+                .max_buf_size(64 * 1024);
             // A connection that breaks is the rebuilder's to count.
             let _ = http.serve_connection(TokioIo::new(stream), service).await;
         });

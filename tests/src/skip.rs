@@ -15,7 +15,10 @@ pub fn no_lab(test: &str) -> bool {
     }
     for tool in ["ip", "tc", "ethtool", "setpriv", "nginx", "curl", "tcpdump"] {
         if !is_installed(tool) {
-            skipped(test, &format!("{tool} is not installed (tests/check installs it)"));
+            skipped(
+                test,
+                &format!("{tool} is not installed (tests/check installs it)"),
+            );
             return true;
         }
     }
@@ -38,8 +41,10 @@ pub fn skipped(test: &str, reason: &str) {
 /// The material shared between projects: `MIRRORFLEET_SHARED`, or `shared` beside the checkout.
 #[must_use]
 pub fn shared() -> Option<PathBuf> {
-    let path = std::env::var_os("MIRRORFLEET_SHARED")
-        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")), PathBuf::from);
+    let path = std::env::var_os("MIRRORFLEET_SHARED").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")),
+        PathBuf::from,
+    );
     path.is_dir().then_some(path)
 }
 

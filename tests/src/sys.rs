@@ -42,7 +42,11 @@ pub(crate) fn is_root() -> bool {
 }
 
 fn check(answer: libc::c_int) -> io::Result<libc::c_int> {
-    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+    if answer < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(answer)
+    }
 }
 
 /// `union bpf_attr` of `BPF_PROG_LOAD`, its first fields (linux/bpf.h). The kernel takes the rest as zero.
@@ -77,7 +81,14 @@ pub(crate) fn load_classifier(instructions: &[u64]) -> io::Result<OwnedFd> {
     };
     // SAFETY: `attr` is a properly laid out prefix of bpf_attr and its size is passed; the pointers in it (program,
     // license) live until the call returns, and the kernel copies what they point to.
-    let answer = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const attr, mem::size_of::<ProgLoad>()) };
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const attr,
+            mem::size_of::<ProgLoad>(),
+        )
+    };
     let fd = check(libc::c_int::try_from(answer).map_err(io::Error::other)?)?;
     // SAFETY: the kernel has just given this descriptor to us and nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -105,7 +116,11 @@ pub(crate) fn attach_classifier_to_egress(ifindex: u32, program: BorrowedFd<'_>)
     let mut options = Vec::new();
     attribute(&mut options, TCA_BPF_FD, &program.as_raw_fd().to_ne_bytes());
     attribute(&mut options, TCA_BPF_NAME, b"packet_length\0");
-    attribute(&mut options, TCA_BPF_FLAGS, &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes());
+    attribute(
+        &mut options,
+        TCA_BPF_FLAGS,
+        &TCA_BPF_FLAG_ACT_DIRECT.to_ne_bytes(),
+    );
 
     let mut body = Vec::new();
     body.extend_from_slice(&[0; 4]); // tcm_family and padding
@@ -139,8 +154,13 @@ fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
 fn netlink_request(message: &[u8]) -> io::Result<()> {
     const NLMSG_ERROR: u16 = 2;
     // SAFETY: socket takes constants.
-    let fd =
-        check(unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE) })?;
+    let fd = check(unsafe {
+        libc::socket(
+            libc::AF_NETLINK,
+            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+            libc::NETLINK_ROUTE,
+        )
+    })?;
     // SAFETY: the descriptor is fresh and ours alone.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     let fd = socket.as_fd().as_raw_fd();
@@ -155,12 +175,16 @@ fn netlink_request(message: &[u8]) -> io::Result<()> {
     let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
     // nlmsghdr is 16 bytes with the type at 4; nlmsgerr begins with the error as a negative errno, 0 for success.
     match (answer.get(4..6), answer.get(16..20)) {
-        (Some(&[a, b]), Some(&[c, d, e, f])) if got >= 20 && u16::from_ne_bytes([a, b]) == NLMSG_ERROR => {
+        (Some(&[a, b]), Some(&[c, d, e, f]))
+            if got >= 20 && u16::from_ne_bytes([a, b]) == NLMSG_ERROR =>
+        {
             match i32::from_ne_bytes([c, d, e, f]) {
                 0 => Ok(()),
                 errno => Err(io::Error::from_raw_os_error(-errno)),
             }
         }
-        _ => Err(io::Error::other("netlink gave an answer that is no acknowledgement")),
+        _ => Err(io::Error::other(
+            "netlink gave an answer that is no acknowledgement",
+        )),
     }
 }

@@ -147,24 +147,36 @@ impl World {
         source: Source,
         is_workload: impl Fn(&Instance) -> bool + Send + 'static,
     ) -> anyhow::Result<Self> {
-        let (state, stop) = (Arc::new(Mutex::new(State::default())), Arc::new(AtomicBool::new(false)));
+        let (state, stop) = (
+            Arc::new(Mutex::new(State::default())),
+            Arc::new(AtomicBool::new(false)),
+        );
         let (vpc, its_vpc) = (Arc::clone(vpc), Arc::clone(vpc));
         let (its_state, its_stop) = (Arc::clone(&state), Arc::clone(&stop));
-        let thread = thread::Builder::new().name("world".to_owned()).spawn(move || {
-            let directory = its_vpc.directory().to_owned();
-            while !its_stop.load(Ordering::Relaxed) {
-                // Looked up without the lock: the emulator may take its time.
-                let snapshot = source.look();
-                let mut state = lock(&its_state);
-                let done = snapshot.and_then(|snapshot| state.follow(&its_vpc, &directory, &snapshot, &is_workload));
-                state.failure = done.err().map(|error| format!("{error:#}"));
-                drop(state);
-                thread::sleep(INTERVAL);
-            }
-            // nginx was started by this thread, and ends with it (see `process::command`): orderly, here.
-            *lock(&its_state) = State::default();
-        })?;
-        Ok(Self { vpc, state, stop, thread: Some(thread) })
+        let thread = thread::Builder::new()
+            .name("world".to_owned())
+            .spawn(move || {
+                let directory = its_vpc.directory().to_owned();
+                while !its_stop.load(Ordering::Relaxed) {
+                    // Looked up without the lock: the emulator may take its time.
+                    let snapshot = source.look();
+                    let mut state = lock(&its_state);
+                    let done = snapshot.and_then(|snapshot| {
+                        state.follow(&its_vpc, &directory, &snapshot, &is_workload)
+                    });
+                    state.failure = done.err().map(|error| format!("{error:#}"));
+                    drop(state);
+                    thread::sleep(INTERVAL);
+                }
+                // nginx was started by this thread, and ends with it (see `process::command`): orderly, here.
+                *lock(&its_state) = State::default();
+            })?;
+        Ok(Self {
+            vpc,
+            state,
+            stop,
+            thread: Some(thread),
+        })
     }
 
     /// Why the last look failed, if it did.
@@ -176,7 +188,11 @@ impl World {
     /// Instances whose nginx listens, oldest first.
     #[must_use]
     pub fn instances(&self) -> Vec<Instance> {
-        let mut all: Vec<Instance> = lock(&self.state).running.values().map(|it| it.instance.clone()).collect();
+        let mut all: Vec<Instance> = lock(&self.state)
+            .running
+            .values()
+            .map(|it| it.instance.clone())
+            .collect();
         all.sort_by(|a, b| a.launched_at.total_cmp(&b.launched_at));
         all
     }
@@ -184,7 +200,11 @@ impl World {
     /// The session that mirrors an interface.
     #[must_use]
     pub fn session_of(&self, eni: &str) -> Option<Mirrored> {
-        lock(&self.state).mirrored.values().find(|mirrored| mirrored.session.eni == eni).cloned()
+        lock(&self.state)
+            .mirrored
+            .values()
+            .find(|mirrored| mirrored.session.eni == eni)
+            .cloned()
     }
 
     /// All sessions that are mirrored.
@@ -210,7 +230,11 @@ impl World {
         if let Some(running) = state.running.get(instance) {
             return running.web.access_log();
         }
-        state.ended.get(instance).cloned().with_context(|| format!("no instance {instance}"))
+        state
+            .ended
+            .get(instance)
+            .cloned()
+            .with_context(|| format!("no instance {instance}"))
     }
 }
 
@@ -237,7 +261,12 @@ impl State {
             .filter(|instance| instance.state == "running" && is_workload(instance))
             .map(|instance| (instance.id.as_str(), instance))
             .collect();
-        let gone: Vec<String> = self.running.keys().filter(|id| !wanted.contains_key(id.as_str())).cloned().collect();
+        let gone: Vec<String> = self
+            .running
+            .keys()
+            .filter(|id| !wanted.contains_key(id.as_str()))
+            .cloned()
+            .collect();
         for id in gone {
             if let Some(running) = self.running.remove(&id) {
                 self.ended.insert(id, running.web.access_log()?);
@@ -245,18 +274,26 @@ impl State {
         }
         for (id, instance) in wanted {
             if !self.running.contains_key(id) {
-                let running = boot(vpc, directory, instance).with_context(|| format!("instance {id}"))?;
+                let running =
+                    boot(vpc, directory, instance).with_context(|| format!("instance {id}"))?;
                 self.running.insert(id.to_owned(), running);
             }
         }
-        let ports = self.running.values().flat_map(|running| running.host.ports.iter().cloned()).collect();
+        let ports = self
+            .running
+            .values()
+            .flat_map(|running| running.host.ports.iter().cloned())
+            .collect();
         let changes = self.fabric.converge(vpc, &ports, &snapshot.sessions)?;
         for id in changes.ended {
             self.mirrored.remove(&id);
         }
         for id in changes.begun {
             if let Some(session) = snapshot.sessions.iter().find(|session| session.id == id) {
-                let mirrored = Mirrored { session: session.clone(), since: SystemTime::now() };
+                let mirrored = Mirrored {
+                    session: session.clone(),
+                    since: SystemTime::now(),
+                };
                 self.mirrored.insert(id, mirrored);
             }
         }
@@ -272,10 +309,18 @@ fn boot(vpc: &Vpc, directory: &Path, instance: &Instance) -> anyhow::Result<Runn
         .map(|eni| {
             let mut addresses = vec![eni.private_ip];
             addresses.extend(eni.ipv6);
-            Interface { id: eni.id, addresses, mac: eni.mac }
+            Interface {
+                id: eni.id,
+                addresses,
+                mac: eni.mac,
+            }
         })
         .collect();
     let host = vpc.host(&instance.id, &interfaces)?;
     let web = Nginx::web_server(&host, &instance.id, directory)?;
-    Ok(Running { instance: instance.clone(), web, host })
+    Ok(Running {
+        instance: instance.clone(),
+        web,
+        host,
+    })
 }

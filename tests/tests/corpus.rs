@@ -19,7 +19,13 @@ fn add(requests: &mut Requests, method: &Value, target: &Value) {
 }
 
 fn inspect(binary: &Path, file: &Path, form: &str) -> (std::process::ExitStatus, String, String) {
-    let out = Command::new(binary).arg("inspect").arg(file).arg(form).stdin(Stdio::null()).output().unwrap();
+    let out = Command::new(binary)
+        .arg("inspect")
+        .arg(file)
+        .arg(form)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
     (
         out.status,
         String::from_utf8_lossy(&out.stdout).into_owned(),
@@ -28,16 +34,23 @@ fn inspect(binary: &Path, file: &Path, form: &str) -> (std::process::ExitStatus,
 }
 
 fn corpus(test: &str) -> Option<std::path::PathBuf> {
-    let corpus = lab::skip::shared().map(|shared| shared.join("corpus")).filter(|corpus| corpus.is_dir());
+    let corpus = lab::skip::shared()
+        .map(|shared| shared.join("corpus"))
+        .filter(|corpus| corpus.is_dir());
     if corpus.is_none() {
-        lab::skip::skipped(test, "342 captures: no corpus beside the checkout (MIRRORFLEET_SHARED)");
+        lab::skip::skipped(
+            test,
+            "342 captures: no corpus beside the checkout (MIRRORFLEET_SHARED)",
+        );
     }
     corpus
 }
 
 #[test]
 fn public_captures_give_exactly_the_requests_that_three_readers_agree_on() {
-    let Some(corpus) = corpus("public_captures_give_exactly_the_requests_that_three_readers_agree_on") else {
+    let Some(corpus) =
+        corpus("public_captures_give_exactly_the_requests_that_three_readers_agree_on")
+    else {
         return;
     };
     let binary = lab::rebuilder::binary().unwrap();
@@ -58,19 +71,38 @@ fn public_captures_give_exactly_the_requests_that_three_readers_agree_on() {
         let mut got = Requests::new();
         for row in out.lines() {
             let row: Value = serde_json::from_str(row).unwrap();
-            if !row["flags"].as_array().unwrap().iter().any(|flag| flag == "truncated") {
+            if !row["flags"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|flag| flag == "truncated")
+            {
                 add(&mut got, &row["method"], &row["target"]);
             }
         }
         if got == want {
             exact += 1;
         } else {
-            let lacking: Vec<_> = want.iter().filter(|&(key, count)| got.get(key) != Some(count)).take(3).collect();
-            let beyond: Vec<_> = got.iter().filter(|&(key, count)| want.get(key) != Some(count)).take(3).collect();
-            wrong.push(format!("{name}: {status}: {err}\n  expected {lacking:?}\n  got      {beyond:?}"));
+            let lacking: Vec<_> = want
+                .iter()
+                .filter(|&(key, count)| got.get(key) != Some(count))
+                .take(3)
+                .collect();
+            let beyond: Vec<_> = got
+                .iter()
+                .filter(|&(key, count)| want.get(key) != Some(count))
+                .take(3)
+                .collect();
+            wrong.push(format!(
+                "{name}: {status}: {err}\n  expected {lacking:?}\n  got      {beyond:?}"
+            ));
         }
     }
-    println!("{exact} of {} captures exact; the others:\n{}", expected.len(), wrong.join("\n"));
+    println!(
+        "{exact} of {} captures exact; the others:\n{}",
+        expected.len(),
+        wrong.join("\n")
+    );
     assert_eq!(crashed, Vec::<String>::new());
     assert!(
         exact >= AT_LEAST,
@@ -82,16 +114,28 @@ fn public_captures_give_exactly_the_requests_that_three_readers_agree_on() {
 
 #[test]
 fn a_real_aws_mirror_session_of_100_packets_holds_no_request_and_each_packet_one_outcome() {
-    let test = "a_real_aws_mirror_session_of_100_packets_holds_no_request_and_each_packet_one_outcome";
+    let test =
+        "a_real_aws_mirror_session_of_100_packets_holds_no_request_and_each_packet_one_outcome";
     let Some(corpus) = corpus(test) else { return };
     let binary = lab::rebuilder::binary().unwrap();
     let file = corpus.join("pcaps/suricata-verify__vxlan-decoder-03__vxlan.pcap");
     let (status, out, err) = inspect(&binary, &file, "--summary");
     assert!(status.success(), "{err}");
     let summary: Value = serde_json::from_str(&out).unwrap();
-    let outcomes: u64 =
-        summary["packets_by_outcome"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum();
-    assert_eq!((summary["packets"].as_u64(), summary["requests"].as_u64(), outcomes), (Some(100), Some(0), 100));
+    let outcomes: u64 = summary["packets_by_outcome"]
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|count| count.as_u64().unwrap())
+        .sum();
+    assert_eq!(
+        (
+            summary["packets"].as_u64(),
+            summary["requests"].as_u64(),
+            outcomes
+        ),
+        (Some(100), Some(0), 100)
+    );
     let (status, rows, err) = inspect(&binary, &file, "--json");
     assert!(status.success() && rows.is_empty(), "{rows}{err}");
 }

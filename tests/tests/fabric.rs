@@ -39,14 +39,30 @@ struct Copy {
 impl Bench {
     fn new() -> Self {
         let vpc = Vpc::new(Options::default()).unwrap();
-        let client = vpc.host("client", &[Interface::new("client", &["172.31.240.10", "2001:db8:31::10"])]).unwrap();
+        let client = vpc
+            .host(
+                "client",
+                &[Interface::new(
+                    "client",
+                    &["172.31.240.10", "2001:db8:31::10"],
+                )],
+            )
+            .unwrap();
         let instance = vpc
             .host(
                 "instance",
-                &[Interface::new(ENI, &["172.31.0.10", "2001:db8:31::a"]), Interface::new(OTHER, &["172.31.0.11"])],
+                &[
+                    Interface::new(ENI, &["172.31.0.10", "2001:db8:31::a"]),
+                    Interface::new(OTHER, &["172.31.0.11"]),
+                ],
             )
             .unwrap();
-        let rebuilder = vpc.host("rebuilder", &[Interface::new("rebuilder", &["172.31.240.20"])]).unwrap();
+        let rebuilder = vpc
+            .host(
+                "rebuilder",
+                &[Interface::new("rebuilder", &["172.31.240.20"])],
+            )
+            .unwrap();
         vpc.behind_the_load_balancer(&rebuilder).unwrap();
         let copies = listen(&rebuilder);
         let configuration = vpc.directory().join("web.conf");
@@ -90,11 +106,19 @@ impl Bench {
     }
 
     fn converge(&mut self, sessions: &[Session]) -> Changes {
-        self.fabric.converge(&self.vpc, &self.ports, sessions).unwrap()
+        self.fabric
+            .converge(&self.vpc, &self.ports, sessions)
+            .unwrap()
     }
 
     fn get(&self, url: &str) {
-        let out = self.client.namespace.command("curl").args(["-sf", url]).output().unwrap();
+        let out = self
+            .client
+            .namespace
+            .command("curl")
+            .args(["-sf", url])
+            .output()
+            .unwrap();
         assert!(out.status.success(), "{url}: {out:?}");
     }
 
@@ -110,7 +134,11 @@ impl Bench {
 
 fn listen(host: &Host) -> Receiver<Copy> {
     let (send, receive) = mpsc::channel();
-    let socket = host.namespace.run(|| UdpSocket::bind("0.0.0.0:4789")).unwrap().unwrap();
+    let socket = host
+        .namespace
+        .run(|| UdpSocket::bind("0.0.0.0:4789"))
+        .unwrap()
+        .unwrap();
     std::thread::spawn(move || {
         let mut buffer = vec![0; 65536];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
@@ -130,16 +158,31 @@ fn listen(host: &Host) -> Receiver<Copy> {
 }
 
 /// What tcpdump in the instance sees coming in for port 80 while `traffic` runs.
-fn captured_at_the_instance(bench: &Bench, traffic: impl FnOnce(&Bench)) -> io::Result<Vec<Vec<u8>>> {
+fn captured_at_the_instance(
+    bench: &Bench,
+    traffic: impl FnOnce(&Bench),
+) -> io::Result<Vec<Vec<u8>>> {
     let file = bench.vpc.directory().join("instance.pcap");
     let mut command = bench.instance.namespace.command("tcpdump");
     command
-        .args(["-i", "eth0", "-Q", "in", "-U", "-s", "0", "--immediate-mode", "-w"])
+        .args([
+            "-i",
+            "eth0",
+            "-Q",
+            "in",
+            "-U",
+            "-s",
+            "0",
+            "--immediate-mode",
+            "-w",
+        ])
         .arg(&file)
         .arg("tcp dst port 80");
     let mut tcpdump = Process::start("tcpdump", command, bench.vpc.directory()).unwrap();
-    wait_for("tcpdump", Duration::from_secs(10), || Ok(tcpdump.output().contains("listening on").then_some(())))
-        .unwrap();
+    wait_for("tcpdump", Duration::from_secs(10), || {
+        Ok(tcpdump.output().contains("listening on").then_some(()))
+    })
+    .unwrap();
     traffic(bench);
     std::thread::sleep(Duration::from_millis(500));
     tcpdump.signal(2);
@@ -162,8 +205,18 @@ fn every_frame_to_the_port_is_copied_once_and_byte_for_byte() {
     }
     let mut bench = Bench::new();
     let changes = bench.converge(&[http_session("tms-1", ENI, 1, &[80])]);
-    assert_eq!(changes, Changes { begun: vec!["tms-1".to_owned()], ended: vec![] });
-    assert_eq!(bench.converge(&[http_session("tms-1", ENI, 1, &[80])]), Changes::default(), "a second pass");
+    assert_eq!(
+        changes,
+        Changes {
+            begun: vec!["tms-1".to_owned()],
+            ended: vec![]
+        }
+    );
+    assert_eq!(
+        bench.converge(&[http_session("tms-1", ENI, 1, &[80])]),
+        Changes::default(),
+        "a second pass"
+    );
 
     let mut frames = captured_at_the_instance(&bench, |bench| {
         for _ in 0..5 {
@@ -174,8 +227,12 @@ fn every_frame_to_the_port_is_copied_once_and_byte_for_byte() {
         let body = bench.vpc.directory().join("body");
         std::fs::write(&body, vec![b'x'; 200_000]).unwrap();
         let file = format!("@{}", body.display());
-        let out =
-            bench.client.namespace.command("curl").args(["-s", "--data-binary", &file, "http://172.31.0.10/"]).output();
+        let out = bench
+            .client
+            .namespace
+            .command("curl")
+            .args(["-s", "--data-binary", &file, "http://172.31.0.10/"])
+            .output();
         assert!(out.unwrap().status.success());
         // Neither the other port nor the other interface has a session.
         bench.get("http://172.31.0.10:81/");
@@ -183,17 +240,38 @@ fn every_frame_to_the_port_is_copied_once_and_byte_for_byte() {
     })
     .unwrap();
     let copies = bench.copies();
-    assert!(frames.len() > 150, "{} frames {:?}", frames.len(), frames.iter().map(Vec::len).collect::<Vec<_>>());
-    assert_eq!(bench.fabric.mirrored(&bench.vpc, "tms-1").unwrap(), frames.len() as u64);
+    assert!(
+        frames.len() > 150,
+        "{} frames {:?}",
+        frames.len(),
+        frames.iter().map(Vec::len).collect::<Vec<_>>()
+    );
+    assert_eq!(
+        bench.fabric.mirrored(&bench.vpc, "tms-1").unwrap(),
+        frames.len() as u64
+    );
     for copy in &copies {
         assert_eq!((copy.source_ip.as_str(), copy.vni), ("172.31.0.10", 4789));
-        assert!((65408..=65525).contains(&copy.source_port), "outer source port {}", copy.source_port);
-        assert!(copy.frame.len() <= 1514, "a frame of {} bytes", copy.frame.len());
+        assert!(
+            (65408..=65525).contains(&copy.source_port),
+            "outer source port {}",
+            copy.source_port
+        );
+        assert!(
+            copy.frame.len() <= 1514,
+            "a frame of {} bytes",
+            copy.frame.len()
+        );
     }
     let mut copied: Vec<Vec<u8>> = copies.into_iter().map(|copy| copy.frame).collect();
     copied.sort();
     frames.sort();
-    assert!(copied == frames, "{} copies of {} frames, or others", copied.len(), frames.len());
+    assert!(
+        copied == frames,
+        "{} copies of {} frames, or others",
+        copied.len(),
+        frames.len()
+    );
 }
 
 #[test]
@@ -202,13 +280,22 @@ fn when_the_session_is_deleted_the_copy_stops() {
         return;
     }
     let mut bench = Bench::new();
-    let (kept, deleted) = (http_session("tms-1", ENI, 1, &[80]), http_session("tms-2", OTHER, 1, &[80]));
+    let (kept, deleted) = (
+        http_session("tms-1", ENI, 1, &[80]),
+        http_session("tms-2", OTHER, 1, &[80]),
+    );
     bench.converge(&[kept.clone(), deleted]);
     bench.get("http://172.31.0.11/");
     assert!(!bench.copies().is_empty());
 
     let changes = bench.converge(std::slice::from_ref(&kept));
-    assert_eq!(changes, Changes { begun: vec![], ended: vec!["tms-2".to_owned()] });
+    assert_eq!(
+        changes,
+        Changes {
+            begun: vec![],
+            ended: vec!["tms-2".to_owned()]
+        }
+    );
     bench.get("http://172.31.0.11/");
     assert_eq!(bench.copies().len(), 0);
     bench.get("http://172.31.0.10/");
@@ -229,7 +316,10 @@ fn a_frame_longer_than_the_packet_length_loses_its_tail_and_nothing_else() {
         bench.get(&format!("http://172.31.0.10/{}", "long".repeat(100)));
     })
     .unwrap();
-    assert!(expected.iter().any(|frame| frame.len() > 400) && expected.iter().any(|frame| frame.len() < 100));
+    assert!(
+        expected.iter().any(|frame| frame.len() > 400)
+            && expected.iter().any(|frame| frame.len() < 100)
+    );
     for frame in &mut expected {
         frame.truncate(100);
     }
@@ -245,7 +335,10 @@ fn the_session_with_the_lowest_number_takes_the_packet() {
         return;
     }
     let mut bench = Bench::new();
-    let (mut first, mut second) = (http_session("tms-1", ENI, 5, &[80]), http_session("tms-2", ENI, 9, &[80, 81]));
+    let (mut first, mut second) = (
+        http_session("tms-1", ENI, 5, &[80]),
+        http_session("tms-2", ENI, 9, &[80, 81]),
+    );
     (first.vni, second.vni) = (1, 2);
     bench.converge(&[second, first]);
     bench.get("http://172.31.0.10:80/");
@@ -261,10 +354,15 @@ fn a_lab_that_is_dropped_leaves_nothing() {
         return;
     }
     let vpc = Vpc::new(Options::default()).unwrap();
-    let host = vpc.host("host", &[Interface::new("host", &["172.31.1.1"])]).unwrap();
+    let host = vpc
+        .host("host", &[Interface::new("host", &["172.31.1.1"])])
+        .unwrap();
     let sleeper = host.namespace.command("sleep").arg("1000").spawn().unwrap();
     let pid = sleeper.id();
-    let (name, bridge) = (host.namespace.name().to_owned(), vpc.bridge().name().to_owned());
+    let (name, bridge) = (
+        host.namespace.name().to_owned(),
+        vpc.bridge().name().to_owned(),
+    );
     let directory = vpc.directory().to_owned();
     wait_for("the process inside", Duration::from_secs(5), || {
         let pids = Command::new("ip").args(["netns", "pids", &name]).output()?;
@@ -278,12 +376,18 @@ fn a_lab_that_is_dropped_leaves_nothing() {
     drop(vpc);
     let listed = Command::new("ip").args(["netns", "list"]).output().unwrap();
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-    assert!(!listed.contains(&name) && !listed.contains(&bridge), "{listed}");
+    assert!(
+        !listed.contains(&name) && !listed.contains(&bridge),
+        "{listed}"
+    );
     assert!(!directory.exists());
     let begun = Instant::now();
     let mut sleeper = sleeper;
     while sleeper.try_wait().unwrap().is_none() {
-        assert!(begun.elapsed() < Duration::from_secs(5), "process {pid} lives");
+        assert!(
+            begun.elapsed() < Duration::from_secs(5),
+            "process {pid} lives"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
 }

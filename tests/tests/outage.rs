@@ -18,7 +18,11 @@ use lab::world::{Instance, Snapshot, Source, World};
 
 const MIB: u64 = 1 << 20;
 /// The caps that the rebuilder is given: requests that wait, requests in flight, bytes held for reassembly.
-const CAPS: [(&str, u64); 3] = [("--queue-bytes", 8 * MIB), ("--inflight-bytes", 8 * MIB), ("--held-bytes", 16 * MIB)];
+const CAPS: [(&str, u64); 3] = [
+    ("--queue-bytes", 8 * MIB),
+    ("--inflight-bytes", 8 * MIB),
+    ("--held-bytes", 16 * MIB),
+];
 /// What the allocator may lose between blocks, and the fixed tables.
 const SLACK: u64 = 16 * MIB;
 
@@ -32,25 +36,43 @@ struct Bench {
 }
 
 impl Bench {
-    /// A mirrored instance and a rebuilder with small caps; no analyser yet.
-    fn new() -> Self {
+    /// A mirrored instance and a rebuilder with these caps; no analyser yet.
+    fn new(caps: &[(&str, u64)]) -> Self {
         let binary = binary().unwrap();
         let plane = DataPlane::new(Options::default()).unwrap();
-        let mut flags: Vec<String> =
-            CAPS.iter().flat_map(|(flag, cap)| [(*flag).to_owned(), cap.to_string()]).collect();
+        let mut flags: Vec<String> = caps
+            .iter()
+            .flat_map(|(flag, cap)| [(*flag).to_owned(), cap.to_string()])
+            .collect();
         flags.extend(["--workers".to_owned(), "1".to_owned()]);
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         let forward = format!("http://{ANALYSER}:80");
-        let rebuilder = Rebuilder::start(&plane.rebuilder, &binary, plane.vpc.directory(), &forward, &flags).unwrap();
+        let rebuilder = Rebuilder::start(
+            &plane.rebuilder,
+            &binary,
+            plane.vpc.directory(),
+            &forward,
+            &flags,
+        )
+        .unwrap();
         let web = instance(1);
         let cloud = Arc::new(Mutex::new(Snapshot {
             instances: vec![web.clone()],
             sessions: vec![http_session("tms-1", web.primary_eni(), 1, &[80])],
         }));
         let world = World::start(&plane.vpc, Source::Static(Arc::clone(&cloud)), |_| true).unwrap();
-        wait_for("the instance is mirrored", Duration::from_secs(20), || Ok(world.session_of(web.primary_eni())))
-            .unwrap();
-        Self { rebuilder, records: Records::default(), world, cloud, web, plane }
+        wait_for("the instance is mirrored", Duration::from_secs(20), || {
+            Ok(world.session_of(web.primary_eni()))
+        })
+        .unwrap();
+        Self {
+            rebuilder,
+            records: Records::default(),
+            world,
+            cloud,
+            web,
+            plane,
+        }
     }
 
     fn analyser(&self) -> Recorder {
@@ -63,8 +85,13 @@ impl Bench {
         let mut connection = Connection::open(&self.plane.client, server).unwrap();
         let body = vec![b'x'; length];
         for number in 0..count {
-            let target = format!("/order/{length}/{number}-{}", self.world.access_log(&self.web.id).unwrap().len());
-            let head = format!("POST {target} HTTP/1.1\r\nHost: shop.example\r\nContent-Length: {length}\r\n\r\n");
+            let target = format!(
+                "/order/{length}/{number}-{}",
+                self.world.access_log(&self.web.id).unwrap().len()
+            );
+            let head = format!(
+                "POST {target} HTTP/1.1\r\nHost: shop.example\r\nContent-Length: {length}\r\n\r\n"
+            );
             connection.send(&[head.as_bytes(), &body].concat()).unwrap();
             assert_eq!(connection.answers(1).unwrap(), [200]);
         }
@@ -80,7 +107,10 @@ impl Bench {
         format!(
             "sent {}, mirrored {:?}, packets {:?}, requests {:?}, received {}",
             self.sent(),
-            self.world.sessions().first().map(|it| self.world.packets_of(&it.session.id).unwrap()),
+            self.world
+                .sessions()
+                .first()
+                .map(|it| self.world.packets_of(&it.session.id).unwrap()),
             metrics.outcomes("rebuilder_packets_total"),
             metrics.outcomes("rebuilder_requests_total"),
             self.records.count()
@@ -89,19 +119,23 @@ impl Bench {
 
     /// Waits until every request that was sent has an outcome.
     fn settle(&self) {
-        let settled = wait_for("every request has an outcome", Duration::from_secs(60), || {
-            Ok((self.rebuilder.metrics()?.requests() == self.sent()).then_some(()))
-        });
+        let settled = wait_for(
+            "every request has an outcome",
+            Duration::from_secs(60),
+            || Ok((self.rebuilder.metrics()?.requests() == self.sent()).then_some(())),
+        );
         assert!(settled.is_ok(), "{}", self.counts());
     }
 }
 
 #[test]
 fn a_stopped_analyser_costs_counted_requests_and_no_more_memory_than_the_caps() {
-    if lab::skip::no_lab("a_stopped_analyser_costs_counted_requests_and_no_more_memory_than_the_caps") {
+    if lab::skip::no_lab(
+        "a_stopped_analyser_costs_counted_requests_and_no_more_memory_than_the_caps",
+    ) {
         return;
     }
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(&CAPS);
     let analyser = bench.analyser();
     bench.post(100, 1000);
     bench.settle();
@@ -118,57 +152,104 @@ fn a_stopped_analyser_costs_counted_requests_and_no_more_memory_than_the_caps() 
         Ok((bench.rebuilder.metrics()?.packets() == mirrored).then_some(()))
     });
     assert!(read.is_ok(), "{}", bench.counts());
-    assert!(bench.rebuilder.get("/healthz").is_ok(), "health does not depend on the analyser");
+    assert!(
+        bench.rebuilder.get("/healthz").is_ok(),
+        "health does not depend on the analyser"
+    );
     let (_, highest) = bench.rebuilder.process().memory().unwrap();
     let caps: u64 = CAPS.iter().map(|(_, cap)| cap).sum();
-    assert!(highest <= before + caps + SLACK, "{} MiB, {} MiB before", highest / MIB, before / MIB);
-    let dropped = bench.rebuilder.metrics().unwrap().outcomes("rebuilder_requests_total");
-    assert!(dropped.get("queue_full").is_some_and(|&count| count > 100), "{}", bench.counts());
+    assert!(
+        highest <= before + caps + SLACK,
+        "{} MiB, {} MiB before",
+        highest / MIB,
+        before / MIB
+    );
+    let dropped = bench
+        .rebuilder
+        .metrics()
+        .unwrap()
+        .outcomes("rebuilder_requests_total");
+    assert!(
+        dropped.get("queue_full").is_some_and(|&count| count > 100),
+        "{}",
+        bench.counts()
+    );
 
+    // What waited is delivered, and then everything is again.
     let _analyser = bench.analyser();
+    bench.settle();
+    let resumed = bench.rebuilder.metrics().unwrap();
+    assert!(
+        resumed.delivered() > healthy.delivered(),
+        "{}",
+        bench.counts()
+    );
     bench.post(100, 500);
     bench.settle();
     let after = bench.rebuilder.metrics().unwrap();
     let drops = after.requests() - after.delivered();
     assert_eq!(bench.sent(), after.delivered() + drops);
-    assert!(after.delivered() >= healthy.delivered() + 100, "delivery has not resumed: {}", bench.counts());
+    assert_eq!(
+        after.delivered(),
+        resumed.delivered() + 100,
+        "{}",
+        bench.counts()
+    );
     // Delivery is at least once: what was answered was received.
-    let received: BTreeSet<String> = bench.records.all().into_iter().map(|it| it.target).collect();
-    assert!(received.len() as u64 >= after.delivered(), "{}", bench.counts());
-    let late = bench.records.all().iter().filter(|it| it.target.starts_with("/order/500/")).count();
-    assert!(late >= 100, "{late} of 100 after the analyser came back: {}", bench.counts());
+    let received: BTreeSet<String> = bench
+        .records
+        .all()
+        .into_iter()
+        .map(|it| it.target)
+        .collect();
+    assert!(
+        received.len() as u64 >= after.delivered(),
+        "{}",
+        bench.counts()
+    );
 
     // The session is deleted.
     bench.cloud.lock().unwrap().sessions.clear();
-    wait_for("the session's end", Duration::from_secs(5), || Ok(bench.world.sessions().is_empty().then_some(())))
-        .unwrap();
+    wait_for("the session's end", Duration::from_secs(5), || {
+        Ok(bench.world.sessions().is_empty().then_some(()))
+    })
+    .unwrap();
     let (packets, requests) = (after.packets(), after.requests());
     bench.post(20, 1000);
     std::thread::sleep(Duration::from_millis(500));
     let metrics = bench.rebuilder.metrics().unwrap();
-    assert_eq!((metrics.packets(), metrics.requests()), (packets, requests), "{}", bench.counts());
+    assert_eq!(
+        (metrics.packets(), metrics.requests()),
+        (packets, requests),
+        "{}",
+        bench.counts()
+    );
 }
 
 #[test]
-fn the_load_of_wrk_is_delivered_or_counted_request_by_request() {
-    if lab::skip::no_lab("the_load_of_wrk_is_delivered_or_counted_request_by_request") {
+fn every_request_of_wrk_is_rebuilt_and_delivered() {
+    if lab::skip::no_lab("every_request_of_wrk_is_rebuilt_and_delivered") {
         return;
     }
     const CONNECTIONS: u32 = 4;
-    let bench = Bench::new();
+    let bench = Bench::new(&[]);
     let _analyser = bench.analyser();
     let url = format!("http://{}/load", bench.web.address());
     let answered = wrk(&bench.plane.client, &url, CONNECTIONS, 1).unwrap();
     assert!(answered > 500, "{answered}");
     // At its end wrk resets its connections, and nginx may never read what had been sent on them.
-    let settled = wait_for("every request has an outcome", Duration::from_secs(60), || {
-        let (rebuilt, sent) = (bench.rebuilder.metrics()?.requests(), bench.sent());
-        Ok((sent..=sent + u64::from(CONNECTIONS)).contains(&rebuilt).then_some(rebuilt))
-    });
+    let settled = wait_for(
+        "every request has an outcome",
+        Duration::from_secs(60),
+        || {
+            let (rebuilt, sent) = (bench.rebuilder.metrics()?.requests(), bench.sent());
+            Ok((sent..=sent + u64::from(CONNECTIONS))
+                .contains(&rebuilt)
+                .then_some(rebuilt))
+        },
+    );
     let rebuilt = settled.unwrap_or_else(|_| panic!("{}", bench.counts()));
     assert!(rebuilt >= answered);
     let metrics = bench.rebuilder.metrics().unwrap();
-    let counted: u64 = metrics.outcomes("rebuilder_requests_total").values().sum();
-    assert_eq!(counted, rebuilt);
-    assert!(metrics.delivered() * 10 >= rebuilt * 9, "{}", bench.counts());
+    assert_eq!(metrics.delivered(), rebuilt, "{}", bench.counts());
 }

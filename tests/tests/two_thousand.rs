@@ -63,8 +63,13 @@ struct Sender<'a> {
 impl Sender<'_> {
     /// A target that no other request has.
     fn note(&mut self, method: &str, body: &[u8]) -> String {
-        let target = format!("/shop/item-{}?token={:x}&name=a%20b", self.sent.len(), self.random.next());
-        self.sent.insert(target.clone(), (method.to_owned(), Hash::of(body)));
+        let target = format!(
+            "/shop/item-{}?token={:x}&name=a%20b",
+            self.sent.len(),
+            self.random.next()
+        );
+        self.sent
+            .insert(target.clone(), (method.to_owned(), Hash::of(body)));
         target
     }
 
@@ -74,21 +79,26 @@ impl Sender<'_> {
 
     fn get(&mut self, more: &str) -> Vec<u8> {
         let target = self.note("GET", b"");
-        format!("GET {target} HTTP/1.1\r\nHost: shop.example\r\nAccept: */*\r\n{more}\r\n").into_bytes()
+        format!("GET {target} HTTP/1.1\r\nHost: shop.example\r\nAccept: */*\r\n{more}\r\n")
+            .into_bytes()
     }
 
     fn post(&mut self, body: &[u8]) -> Vec<u8> {
         let target = self.note("POST", body);
         let length = body.len();
-        let mut request =
-            format!("POST {target} HTTP/1.1\r\nHost: shop.example\r\nContent-Length: {length}\r\n\r\n").into_bytes();
+        let mut request = format!(
+            "POST {target} HTTP/1.1\r\nHost: shop.example\r\nContent-Length: {length}\r\n\r\n"
+        )
+        .into_bytes();
         request.extend_from_slice(body);
         request
     }
 
     fn chunked(&mut self, body: &[u8]) -> Vec<u8> {
         let target = self.note("PUT", body);
-        let mut head = format!("PUT {target} HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: chunked\r\n");
+        let mut head = format!(
+            "PUT {target} HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: chunked\r\n"
+        );
         let trailer = self.random.below(4) == 0;
         if trailer {
             head.push_str("Trailer: X-Sum\r\n");
@@ -98,8 +108,14 @@ impl Sender<'_> {
         while !rest.is_empty() {
             let limit = [1, 10, 1000, 20_000][self.random.below(4)];
             // At most a few hundred chunks.
-            let length = (1 + self.random.below(limit)).max(body.len() / 300).min(rest.len());
-            let extension = if self.random.below(5) == 0 { ";part=1" } else { "" };
+            let length = (1 + self.random.below(limit))
+                .max(body.len() / 300)
+                .min(rest.len());
+            let extension = if self.random.below(5) == 0 {
+                ";part=1"
+            } else {
+                ""
+            };
             let mut line = String::new();
             write!(line, "{length:x}{extension}\r\n").unwrap();
             request.extend_from_slice(line.as_bytes());
@@ -107,23 +123,40 @@ impl Sender<'_> {
             request.extend_from_slice(b"\r\n");
             rest = &rest[length..];
         }
-        request.extend_from_slice(if trailer { b"0\r\nX-Sum: 1\r\n\r\n" } else { b"0\r\n\r\n" });
+        request.extend_from_slice(if trailer {
+            b"0\r\nX-Sum: 1\r\n\r\n"
+        } else {
+            b"0\r\n\r\n"
+        });
         request
     }
 
     /// curl: ten GETs over one connection.
     fn curl_gets(&mut self) {
         let server = self.server();
-        let urls: Vec<String> = (0..10).map(|_| format!("http://{server}{}", self.note("GET", b""))).collect();
+        let urls: Vec<String> = (0..10)
+            .map(|_| format!("http://{server}{}", self.note("GET", b"")))
+            .collect();
         let mut command = self.plane.client.namespace.command("curl");
         for (index, url) in urls.iter().enumerate() {
             if index > 0 {
                 command.arg("--next");
             }
-            command.args(["--silent", "--show-error", "--fail", "--output", "/dev/null", url.as_str()]);
+            command.args([
+                "--silent",
+                "--show-error",
+                "--fail",
+                "--output",
+                "/dev/null",
+                url.as_str(),
+            ]);
         }
         let out = command.output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
     }
 
     /// curl: one POST, with a length or chunked.
@@ -132,8 +165,19 @@ impl Sender<'_> {
         let file = body_file(self.plane.vpc.directory(), "body", &body).unwrap();
         let target = self.note("POST", &body);
         let url = format!("http://{}{target}", self.server());
-        let encoding = if self.random.below(2) == 0 { "Transfer-Encoding: chunked" } else { "X-Plain: yes" };
-        assert_eq!(curl(&self.plane.client, &["-H", encoding, "--data-binary", &file, &url]).unwrap(), 200);
+        let encoding = if self.random.below(2) == 0 {
+            "Transfer-Encoding: chunked"
+        } else {
+            "X-Plain: yes"
+        };
+        assert_eq!(
+            curl(
+                &self.plane.client,
+                &["-H", encoding, "--data-binary", &file, &url]
+            )
+            .unwrap(),
+            200
+        );
     }
 
     /// One connection: some requests, each after the answer to the one before, or all at once.
@@ -142,7 +186,10 @@ impl Sender<'_> {
         let mut connection = Connection::open(&self.plane.client, server).unwrap();
         if pipelined {
             connection.send(&requests.concat()).unwrap();
-            assert_eq!(connection.answers(requests.len()).unwrap(), vec![200; requests.len()]);
+            assert_eq!(
+                connection.answers(requests.len()).unwrap(),
+                vec![200; requests.len()]
+            );
         } else {
             for request in requests {
                 connection.send(request).unwrap();
@@ -162,12 +209,29 @@ fn two_thousand_requests_arrive_as_nginx_logged_them_with_every_body_byte() {
     let records = Records::default();
     let _recorder = Recorder::start(&plane.analyser, 80, &records, Duration::ZERO).unwrap();
     let forward = format!("http://{ANALYSER}:80");
-    let rebuilder = Rebuilder::start(&plane.rebuilder, &binary, plane.vpc.directory(), &forward, &[]).unwrap();
+    let rebuilder = Rebuilder::start(
+        &plane.rebuilder,
+        &binary,
+        plane.vpc.directory(),
+        &forward,
+        &[],
+    )
+    .unwrap();
     let web = instance(1);
-    let snapshot =
-        Snapshot { instances: vec![web.clone()], sessions: vec![http_session("tms-1", web.primary_eni(), 1, &[80])] };
-    let world = World::start(&plane.vpc, Source::Static(Arc::new(Mutex::new(snapshot))), |_| true).unwrap();
-    wait_for("the instance is mirrored", Duration::from_secs(20), || Ok(world.session_of(web.primary_eni()))).unwrap();
+    let snapshot = Snapshot {
+        instances: vec![web.clone()],
+        sessions: vec![http_session("tms-1", web.primary_eni(), 1, &[80])],
+    };
+    let world = World::start(
+        &plane.vpc,
+        Source::Static(Arc::new(Mutex::new(snapshot))),
+        |_| true,
+    )
+    .unwrap();
+    wait_for("the instance is mirrored", Duration::from_secs(20), || {
+        Ok(world.session_of(web.primary_eni()))
+    })
+    .unwrap();
 
     let mut sender = Sender {
         plane: &plane,
@@ -229,9 +293,11 @@ fn two_thousand_requests_arrive_as_nginx_logged_them_with_every_body_byte() {
         Ok((log.len() >= sent.len()).then_some(log))
     })
     .unwrap();
-    let settled = wait_for("all requests at the analyser", Duration::from_secs(30), || {
-        Ok((records.count() >= sent.len()).then_some(()))
-    });
+    let settled = wait_for(
+        "all requests at the analyser",
+        Duration::from_secs(30),
+        || Ok((records.count() >= sent.len()).then_some(())),
+    );
     let (received, metrics) = (records.all(), rebuilder.metrics().unwrap());
     let counted = format!(
         "received {} of {}; packets {:?}; requests {:?}",
@@ -242,26 +308,53 @@ fn two_thousand_requests_arrive_as_nginx_logged_them_with_every_body_byte() {
     );
     assert!(settled.is_ok(), "{counted}");
 
-    let mut from_nginx: Vec<(&str, &str)> = logged.iter().map(|entry| (entry.method(), entry.target())).collect();
-    let mut rebuilt: Vec<(&str, &str)> = received.iter().map(|it| (it.method.as_str(), it.target.as_str())).collect();
+    let mut from_nginx: Vec<(&str, &str)> = logged
+        .iter()
+        .map(|entry| (entry.method(), entry.target()))
+        .collect();
+    let mut rebuilt: Vec<(&str, &str)> = received
+        .iter()
+        .map(|it| (it.method.as_str(), it.target.as_str()))
+        .collect();
     from_nginx.sort_unstable();
     rebuilt.sort_unstable();
-    assert!(from_nginx == rebuilt, "nginx's list and the rebuilt one differ; {counted}");
+    assert!(
+        from_nginx == rebuilt,
+        "nginx's list and the rebuilt one differ; {counted}"
+    );
     for it in &received {
         let (method, hash) = &sent[&it.target];
-        assert_eq!((&it.method, it.body_hash), (method, *hash), "{} with a body of {}", it.target, it.body_length);
+        assert_eq!(
+            (&it.method, it.body_hash),
+            (method, *hash),
+            "{} with a body of {}",
+            it.target,
+            it.body_length
+        );
         let client = it.header("x-real-ip").unwrap();
         assert!(CLIENT.contains(&client), "{}: client {client}", it.target);
-        assert_eq!(it.header("x-mirror-flags").filter(|flags| *flags != "hop"), None, "{}", it.target);
+        assert_eq!(
+            it.header("x-mirror-flags").filter(|flags| *flags != "hop"),
+            None,
+            "{}",
+            it.target
+        );
     }
-    // Every packet that was mirrored has one outcome, and the answer came for every request.
+    // Every packet that was mirrored has one outcome, and for every request the answer came.
     let mirrored = world.packets_of("tms-1").unwrap();
-    wait_for("all packets counted", Duration::from_secs(5), || {
-        Ok((rebuilder.metrics()?.packets() == mirrored).then_some(()))
-    })
-    .unwrap();
-    let metrics = rebuilder.metrics().unwrap();
-    assert_eq!((metrics.requests(), metrics.delivered()), (2000, 2000), "{counted}");
+    let counted = wait_for("all counted", Duration::from_secs(10), || {
+        let metrics = rebuilder.metrics()?;
+        Ok(
+            ((metrics.packets(), metrics.requests(), metrics.delivered())
+                == (mirrored, 2000, 2000))
+                .then_some(()),
+        )
+    });
+    assert!(
+        counted.is_ok(),
+        "{mirrored} packets mirrored; {:?}",
+        rebuilder.metrics().unwrap()
+    );
     let (code, output) = rebuilder.drain(Duration::from_secs(35)).unwrap();
     assert_eq!(code, Some(0), "{output}");
 }

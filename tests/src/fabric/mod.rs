@@ -73,15 +73,27 @@ impl Fabric {
                         .tunnel(&session.id, &port.primary, session.vni)
                         .with_context(|| format!("session {}", session.id))?;
                     if let Some(length) = session.packet_length {
-                        limit_packet_length(vpc.bridge(), &tunnel.device, length)
-                            .with_context(|| format!("session {}: packet length {length}", session.id))?;
+                        limit_packet_length(vpc.bridge(), &tunnel.device, length).with_context(
+                            || format!("session {}: packet length {length}", session.id),
+                        )?;
                     }
-                    self.live.insert(session.id.clone(), Live { session: (*session).clone(), tunnel });
+                    self.live.insert(
+                        session.id.clone(),
+                        Live {
+                            session: (*session).clone(),
+                            tunnel,
+                        },
+                    );
                     changes.begun.push(session.id.clone());
                 }
             }
         }
-        let gone: Vec<String> = self.live.keys().filter(|id| !wanted.contains_key(id.as_str())).cloned().collect();
+        let gone: Vec<String> = self
+            .live
+            .keys()
+            .filter(|id| !wanted.contains_key(id.as_str()))
+            .cloned()
+            .collect();
         let keep = |id: &str| !gone.iter().any(|gone| gone == id);
         self.program(vpc, ports, keep)?;
         for id in gone {
@@ -96,7 +108,10 @@ impl Fabric {
     /// # Errors
     /// Where the session is not mirrored.
     pub fn mirrored(&self, vpc: &Vpc, session: &str) -> anyhow::Result<u64> {
-        let live = self.live.get(session).with_context(|| format!("session {session} is not mirrored"))?;
+        let live = self
+            .live
+            .get(session)
+            .with_context(|| format!("session {session} is not mirrored"))?;
         Ok(vpc.bridge().counters(&live.tunnel.device)?.sent)
     }
 
@@ -105,10 +120,11 @@ impl Fabric {
             return Ok(());
         };
         // Its device's removal removes the filters that name it, so the port's program is written anew.
-        let port = self
-            .programs
-            .keys()
-            .find(|port| self.programs.get(*port).is_some_and(|text| text.contains(&live.tunnel.device)));
+        let port = self.programs.keys().find(|port| {
+            self.programs
+                .get(*port)
+                .is_some_and(|text| text.contains(&live.tunnel.device))
+        });
         if let Some(port) = port.cloned() {
             self.programs.remove(&port);
             flush(vpc.bridge(), &port);
@@ -141,7 +157,8 @@ impl Fabric {
             if text.is_empty() {
                 continue;
             }
-            vpc.bridge().tc(&format!("qdisc add dev {} clsact", port.device))?;
+            vpc.bridge()
+                .tc(&format!("qdisc add dev {} clsact", port.device))?;
             tc_batch(vpc.bridge(), &text).with_context(|| format!("mirroring {eni}"))?;
             self.programs.insert(port.device.clone(), text);
         }
@@ -171,7 +188,10 @@ fn tc_batch(namespace: &Namespace, text: &str) -> anyhow::Result<()> {
     }
     let out = tc.wait_with_output()?;
     if !out.status.success() {
-        bail!("tc: {}\n{text}", String::from_utf8_lossy(&out.stderr).trim());
+        bail!(
+            "tc: {}\n{text}",
+            String::from_utf8_lossy(&out.stderr).trim()
+        );
     }
     Ok(())
 }
@@ -193,8 +213,11 @@ fn limit_packet_length(namespace: &Namespace, device: &str, length: u32) -> anyh
 const ETHERNET_HEADER: u64 = 14;
 
 fn link_number(namespace: &Namespace, device: &str, field: &str) -> anyhow::Result<u64> {
-    let links: serde_json::Value = serde_json::from_str(&namespace.ip(&format!("-j link show dev {device}"))?)?;
-    let number = links.pointer(&format!("/0/{field}")).and_then(serde_json::Value::as_u64);
+    let links: serde_json::Value =
+        serde_json::from_str(&namespace.ip(&format!("-j link show dev {device}"))?)?;
+    let number = links
+        .pointer(&format!("/0/{field}"))
+        .and_then(serde_json::Value::as_u64);
     number.with_context(|| format!("{device}: no {field}"))
 }
 

@@ -57,8 +57,8 @@ pub(super) fn batch(port: &str, sessions: &[(&Session, &str)]) -> anyhow::Result
                     ),
                 };
                 priority += 1;
-                let (family, alternatives) =
-                    matches(rule).with_context(|| format!("{}, rule {}", session.filter.id, rule.number))?;
+                let (family, alternatives) = matches(rule)
+                    .with_context(|| format!("{}, rule {}", session.filter.id, rule.number))?;
                 for alternative in alternatives {
                     writeln!(
                         text,
@@ -76,7 +76,11 @@ pub(super) fn batch(port: &str, sessions: &[(&Session, &str)]) -> anyhow::Result
 fn matches(rule: &Rule) -> anyhow::Result<(&'static str, Vec<String>)> {
     let v6 = rule.source_cidr.contains(':');
     if v6 != rule.destination_cidr.contains(':') {
-        bail!("source {} and destination {} are of two families", rule.source_cidr, rule.destination_cidr);
+        bail!(
+            "source {} and destination {} are of two families",
+            rule.source_cidr,
+            rule.destination_cidr
+        );
     }
     let ip = if v6 { "ip6" } else { "ip" };
     let mut common = String::new();
@@ -96,7 +100,10 @@ fn matches(rule: &Rule) -> anyhow::Result<(&'static str, Vec<String>)> {
             alternative.push_str(" match u8 0x05 0x0f at 0 match u16 0 0x1fff at 6");
         }
     }
-    for (side, ports) in [("sport", rule.source_ports), ("dport", rule.destination_ports)] {
+    for (side, ports) in [
+        ("sport", rule.source_ports),
+        ("dport", rule.destination_ports),
+    ] {
         let Some((first, last)) = ports else { continue };
         if first > last {
             bail!("ports {first} to {last} are the wrong way round");
@@ -105,7 +112,9 @@ fn matches(rule: &Rule) -> anyhow::Result<(&'static str, Vec<String>)> {
         alternatives = alternatives
             .iter()
             .flat_map(|alternative| {
-                blocks.iter().map(move |(value, mask)| format!("{alternative} match {ip} {side} {value} {mask:#06x}"))
+                blocks.iter().map(move |(value, mask)| {
+                    format!("{alternative} match {ip} {side} {value} {mask:#06x}")
+                })
             })
             .collect();
     }
@@ -118,7 +127,9 @@ fn matches(rule: &Rule) -> anyhow::Result<(&'static str, Vec<String>)> {
 }
 
 fn check_cidr(cidr: &str) -> anyhow::Result<()> {
-    let (address, prefix) = cidr.split_once('/').with_context(|| format!("{cidr}: no prefix length"))?;
+    let (address, prefix) = cidr
+        .split_once('/')
+        .with_context(|| format!("{cidr}: no prefix length"))?;
     let address: std::net::IpAddr = address.parse().with_context(|| cidr.to_owned())?;
     let prefix: u8 = prefix.parse().with_context(|| cidr.to_owned())?;
     if prefix > if address.is_ipv4() { 32 } else { 128 } {
@@ -133,7 +144,11 @@ fn blocks(first: u16, last: u16) -> Vec<(u16, u16)> {
     let (mut at, end) = (u32::from(first), u32::from(last) + 1);
     while at < end {
         // The largest block that is aligned here and does not pass the end.
-        let aligned = if at == 0 { 1 << 16 } else { 1 << at.trailing_zeros() };
+        let aligned = if at == 0 {
+            1 << 16
+        } else {
+            1 << at.trailing_zeros()
+        };
         let mut size: u32 = aligned;
         while at + size > end {
             size /= 2;
@@ -153,22 +168,46 @@ mod tests {
 
     #[test]
     fn blocks_hold_every_port_of_the_range_and_no_other() {
-        for (first, last) in [(80, 80), (0, 65535), (1, 65535), (8080, 8090), (65535, 65535), (0, 0), (1023, 1025)] {
+        for (first, last) in [
+            (80, 80),
+            (0, 65535),
+            (1, 65535),
+            (8080, 8090),
+            (65535, 65535),
+            (0, 0),
+            (1023, 1025),
+        ] {
             let blocks = blocks(first, last);
             for port in 0..=u16::MAX {
-                let hits = blocks.iter().filter(|(value, mask)| port & mask == *value).count();
-                assert_eq!(hits, usize::from((first..=last).contains(&port)), "{port} of {first}-{last}");
+                let hits = blocks
+                    .iter()
+                    .filter(|(value, mask)| port & mask == *value)
+                    .count();
+                assert_eq!(
+                    hits,
+                    usize::from((first..=last).contains(&port)),
+                    "{port} of {first}-{last}"
+                );
             }
         }
     }
 
     #[test]
     fn the_lowest_session_number_stands_first() {
-        let (late, early) = (http_session("late", "eni-1", 7, &[80]), http_session("early", "eni-1", 3, &[80]));
+        let (late, early) = (
+            http_session("late", "eni-1", 7, &[80]),
+            http_session("early", "eni-1", 3, &[80]),
+        );
         let text = batch("p1", &[(&late, "mlate"), (&early, "mearly")]).unwrap();
-        let devices: Vec<&str> = text.lines().filter_map(|line| line.rsplit(' ').next()).collect();
+        let devices: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.rsplit(' ').next())
+            .collect();
         assert_eq!(devices, ["mearly", "mearly", "mlate", "mlate"]);
-        let priorities: Vec<&str> = text.lines().map(|line| line.split(' ').nth(8).unwrap()).collect();
+        let priorities: Vec<&str> = text
+            .lines()
+            .map(|line| line.split(' ').nth(8).unwrap())
+            .collect();
         assert_eq!(priorities, ["1", "2", "3", "4"]);
     }
 
@@ -188,7 +227,10 @@ mod tests {
         let mut session = http_session("s", "eni-1", 1, &[80]);
         session.filter.ingress[0].source_cidr = "10.0.0.0/33".to_owned();
         let error = batch("p1", &[(&session, "m")]).unwrap_err();
-        assert!(format!("{error:#}").contains("rule 1: 10.0.0.0/33: prefix too long"), "{error:#}");
+        assert!(
+            format!("{error:#}").contains("rule 1: 10.0.0.0/33: prefix too long"),
+            "{error:#}"
+        );
     }
 
     #[test]
@@ -197,6 +239,15 @@ mod tests {
         session.filter.ingress[0].action = Action::Reject;
         let text = batch("p1", &[(&session, "m")]).unwrap();
         assert!(text.lines().next().unwrap().ends_with("flowid :1"));
-        assert!(batch("p1", &[(&session, "m"), (&http_session("t", "eni-1", 2, &[80]), "n")]).is_err());
+        assert!(
+            batch(
+                "p1",
+                &[
+                    (&session, "m"),
+                    (&http_session("t", "eni-1", 2, &[80]), "n")
+                ]
+            )
+            .is_err()
+        );
     }
 }

@@ -99,7 +99,15 @@ pub fn http_session(id: &str, eni: &str, number: u16, ports: &[u16]) -> Session 
         vni: 4789,
         packet_length: Some(8500),
         created_at: 0.0,
-        target: Target { id: "tmt-static".to_owned(), nlb_arn: Some("static".to_owned()), eni: None },
-        filter: Filter { id: "tmf-static".to_owned(), ingress, egress: Vec::new() },
+        target: Target {
+            id: "tmt-static".to_owned(),
+            nlb_arn: Some("static".to_owned()),
+            eni: None,
+        },
+        filter: Filter {
+            id: "tmf-static".to_owned(),
+            ingress,
+            egress: Vec::new(),
+        },
     }
 }

@@ -28,7 +28,11 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let venv = if options.data_plane { None } else { options.venv };
+    let venv = if options.data_plane {
+        None
+    } else {
+        options.venv
+    };
     match story::tell(options.mtu, venv.as_deref()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

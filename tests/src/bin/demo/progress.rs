@@ -14,7 +14,9 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new() -> Self {
-        Self { begun: Instant::now() }
+        Self {
+            begun: Instant::now(),
+        }
     }
 
     /// A part of the story begins.
@@ -40,7 +42,8 @@ impl Progress {
         let mut process = Process::start(name, command, directory)?;
         // Hidden where standard error is no terminal; then a line each half minute says that it lives.
         let bar = ProgressBar::new_spinner();
-        if let Ok(style) = ProgressStyle::with_template("           {spinner} {elapsed} {wide_msg}") {
+        if let Ok(style) = ProgressStyle::with_template("           {spinner} {elapsed} {wide_msg}")
+        {
             bar.set_style(style);
         }
         let mut next_word = Duration::from_secs(30);
@@ -49,7 +52,13 @@ impl Progress {
                 break status;
             }
             let last = tail(process.log(), 400);
-            let last = last.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned();
+            let last = last
+                .lines()
+                .rev()
+                .find(|line| !line.trim().is_empty())
+                .unwrap_or_default()
+                .trim()
+                .to_owned();
             bar.set_message(last.clone());
             bar.tick();
             if bar.is_hidden() && begun.elapsed() >= next_word {
@@ -57,7 +66,11 @@ impl Progress {
                 next_word += Duration::from_secs(30);
             }
             if begun.elapsed() > limit {
-                bail!("{name}: not done after {} s\n{}", limit.as_secs(), tail(process.log(), 4000));
+                bail!(
+                    "{name}: not done after {} s\n{}",
+                    limit.as_secs(),
+                    tail(process.log(), 4000)
+                );
             }
             std::thread::sleep(Duration::from_millis(100));
         };
@@ -65,7 +78,10 @@ impl Progress {
         if !status.success() {
             bail!("{name}: {status}\n{}", tail(process.log(), 4000));
         }
-        self.line(&format!("{name}: done in {:.1} s", begun.elapsed().as_secs_f64()));
+        self.line(&format!(
+            "{name}: done in {:.1} s",
+            begun.elapsed().as_secs_f64()
+        ));
         Ok(())
     }
 }

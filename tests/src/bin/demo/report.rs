@@ -29,8 +29,11 @@ impl Fate {
     pub(crate) fn text(&self) -> String {
         // Rules that only add up scores say nothing about the request.
         let attack = |rules: &[String]| {
-            let named: Vec<&str> =
-                rules.iter().map(String::as_str).filter(|rule| !matches!(*rule, "949110" | "980130")).collect();
+            let named: Vec<&str> = rules
+                .iter()
+                .map(String::as_str)
+                .filter(|rule| !matches!(*rule, "949110" | "980130"))
+                .collect();
             named.join(" ")
         };
         match self {
@@ -46,13 +49,19 @@ impl Fate {
 
 /// Looks a request up in the analyser's two logs.
 pub(crate) fn fate(wire: &Wire, access: &[Entry], audit: &[Inspected]) -> Fate {
-    let Some(entry) = access.iter().find(|it| it.method() == wire.method && it.target() == wire.target) else {
+    let Some(entry) = access
+        .iter()
+        .find(|it| it.method() == wire.method && it.target() == wire.target)
+    else {
         return Fate::Missing;
     };
     if REFUSALS.contains(&entry.status) {
         return Fate::Refused(entry.status);
     }
-    match audit.iter().find(|it| it.method == wire.method && it.target == wire.target) {
+    match audit
+        .iter()
+        .find(|it| it.method == wire.method && it.target == wire.target)
+    {
         None => Fate::NotInspected,
         Some(found) if found.is_flagged() => Fate::Flagged(found.rules.clone()),
         Some(found) => Fate::Passed(found.rules.clone()),
@@ -61,10 +70,15 @@ pub(crate) fn fate(wire: &Wire, access: &[Entry], audit: &[Inspected]) -> Fate {
 
 /// What disagrees about a shot: an attack that nobody noticed, or an ordinary request that was not simply inspected.
 pub(crate) fn objection(shot: &Shot, fates: &[Fate]) -> Option<String> {
-    if let Some(lost) = fates.iter().find(|fate| matches!(fate, Fate::Missing | Fate::NotInspected)) {
+    if let Some(lost) = fates
+        .iter()
+        .find(|fate| matches!(fate, Fate::Missing | Fate::NotInspected))
+    {
         return Some(format!("{}: {}", shot.what, lost.text()));
     }
-    let noticed = fates.iter().any(|fate| matches!(fate, Fate::Flagged(_) | Fate::Refused(_)));
+    let noticed = fates
+        .iter()
+        .any(|fate| matches!(fate, Fate::Flagged(_) | Fate::Refused(_)));
     match (shot.hostile, noticed) {
         (true, false) => Some(format!("{}: neither flagged nor refused", shot.what)),
         (false, true) => Some(format!("{}: ordinary, but flagged or refused", shot.what)),
@@ -98,22 +112,46 @@ impl Row {
 
     pub(crate) fn objection(&self) -> Option<String> {
         (self.sent != self.rebuilt || self.rebuilt != self.delivered).then(|| {
-            format!("{}: {} sent, {} rebuilt, {} delivered", self.name, self.sent, self.rebuilt, self.delivered)
+            format!(
+                "{}: {} sent, {} rebuilt, {} delivered",
+                self.name, self.sent, self.rebuilt, self.delivered
+            )
         })
     }
 }
 
 /// The table, with a line of sums.
 pub(crate) fn table(rows: &[Row]) -> String {
-    let mut all = Row { name: "together".to_owned(), ..Row::default() };
+    let mut all = Row {
+        name: "together".to_owned(),
+        ..Row::default()
+    };
     rows.iter().for_each(|row| all.add(row));
     let mut cells = vec![
-        ["instance", "sent", "rebuilt", "delivered", "flagged", "400", "413", "501", "session", "first request"]
-            .map(ToOwned::to_owned),
+        [
+            "instance",
+            "sent",
+            "rebuilt",
+            "delivered",
+            "flagged",
+            "400",
+            "413",
+            "501",
+            "session",
+            "first request",
+        ]
+        .map(ToOwned::to_owned),
     ];
-    let seconds = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.1} s"));
+    let seconds =
+        |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.1} s"));
     for row in rows.iter().chain([&all]) {
-        let refused = |status| row.refused.get(&status).copied().unwrap_or_default().to_string();
+        let refused = |status| {
+            row.refused
+                .get(&status)
+                .copied()
+                .unwrap_or_default()
+                .to_string()
+        };
         cells.push([
             row.name.clone(),
             row.sent.to_string(),
@@ -136,7 +174,11 @@ pub(crate) fn table(rows: &[Row]) -> String {
     let mut text = String::new();
     for (number, line) in cells.iter().enumerate() {
         for (column, (cell, width)) in line.iter().zip(widths).enumerate() {
-            let padded = if column == 0 { format!("  {cell:<width$}") } else { format!("  {cell:>width$}") };
+            let padded = if column == 0 {
+                format!("  {cell:<width$}")
+            } else {
+                format!("  {cell:>width$}")
+            };
             text.push_str(&padded);
         }
         text.push('\n');
@@ -173,7 +215,12 @@ mod tests {
 
     #[test]
     fn a_row_whose_numbers_differ_is_an_objection() {
-        let mut row = Row { sent: 3, rebuilt: 3, delivered: 3, ..Row::default() };
+        let mut row = Row {
+            sent: 3,
+            rebuilt: 3,
+            delivered: 3,
+            ..Row::default()
+        };
         assert!(row.objection().is_none());
         row.delivered = 2;
         assert!(row.objection().is_some());

@@ -43,8 +43,11 @@ impl Shot {
                 let mut all: Vec<&str> = vec!["-H", HOST, "--path-as-is", "--globoff"];
                 all.extend(arguments.iter().map(String::as_str));
                 // curl takes one place for the output of each URL.
-                let urls: Vec<String> =
-                    self.wire.iter().map(|wire| format!("http://{server}{}", wire.target)).collect();
+                let urls: Vec<String> = self
+                    .wire
+                    .iter()
+                    .map(|wire| format!("http://{server}{}", wire.target))
+                    .collect();
                 for (index, url) in urls.iter().enumerate() {
                     if index > 0 {
                         all.extend(["--output", "/dev/null"]);
@@ -54,7 +57,16 @@ impl Shot {
                 if self.wire.len() > 1 {
                     all.extend(["--write-out", ""]);
                     let mut command = client.namespace.command("curl");
-                    command.args(["--silent", "--show-error", "--output", "/dev/null", "--max-time", "30"]).args(all);
+                    command
+                        .args([
+                            "--silent",
+                            "--show-error",
+                            "--output",
+                            "/dev/null",
+                            "--max-time",
+                            "30",
+                        ])
+                        .args(all);
                     lab::process::run(&mut command)?;
                 } else {
                     curl(client, &all)?;
@@ -85,31 +97,123 @@ pub(crate) fn volley(round: usize, directory: &Path) -> anyhow::Result<Vec<Shot>
         shots.push(Shot {
             what,
             hostile,
-            how: How::Curl(arguments.iter().map(|&argument| argument.to_owned()).collect()),
-            wire: targets.into_iter().map(|target| Wire { method, target }).collect(),
+            how: How::Curl(
+                arguments
+                    .iter()
+                    .map(|&argument| argument.to_owned())
+                    .collect(),
+            ),
+            wire: targets
+                .into_iter()
+                .map(|target| Wire { method, target })
+                .collect(),
         });
     };
     by_curl("a page", false, "GET", vec![target("/index.html")], &[]);
-    by_curl("a search", false, "GET", vec![target("/search?q=blue+shoes&page=2")], &[]);
+    by_curl(
+        "a search",
+        false,
+        "GET",
+        vec![target("/search?q=blue+shoes&page=2")],
+        &[],
+    );
     let keep_alive = (0..5).map(|_| target("/picture.png")).collect();
-    by_curl("five pictures over one connection", false, "GET", keep_alive, &[]);
-    by_curl("a form", false, "POST", vec![target("/order")], &["--data", "item=42&colour=blue"]);
-    let json = ["-H", "Content-Type: application/json", "--data", r#"{"item": 42, "gift": true}"#];
+    by_curl(
+        "five pictures over one connection",
+        false,
+        "GET",
+        keep_alive,
+        &[],
+    );
+    by_curl(
+        "a form",
+        false,
+        "POST",
+        vec![target("/order")],
+        &["--data", "item=42&colour=blue"],
+    );
+    let json = [
+        "-H",
+        "Content-Type: application/json",
+        "--data",
+        r#"{"item": 42, "gift": true}"#,
+    ];
     by_curl("JSON", false, "POST", vec![target("/api/cart")], &json);
     // A file, because a command line holds no more than 128 KiB in one argument.
     let large = body_file(directory, "upload", "well-made ".repeat(20_000).as_bytes())?;
-    let chunked = ["-H", "Transfer-Encoding: chunked", "--data-binary", large.as_str()];
-    by_curl("200 kB in chunks", false, "POST", vec![target("/upload")], &chunked);
+    let chunked = [
+        "-H",
+        "Transfer-Encoding: chunked",
+        "--data-binary",
+        large.as_str(),
+    ];
+    by_curl(
+        "200 kB in chunks",
+        false,
+        "POST",
+        vec![target("/upload")],
+        &chunked,
+    );
 
-    by_curl("SQL injection in the query", true, "GET", vec![target("/item?id=1%27%20OR%20%271%27=%271")], &[]);
-    let union = ["--data", "user=x' UNION SELECT login,password FROM users-- -"];
-    by_curl("SQL injection in a form", true, "POST", vec![target("/login")], &union);
-    by_curl("script in the query", true, "GET", vec![target("/hello?name=%3Cscript%3Ealert(1)%3C/script%3E")], &[]);
-    let script = ["-H", "Content-Type: application/json", "--data", r#"{"comment": "<img src=x onerror=alert(1)>"}"#];
-    by_curl("script in JSON", true, "POST", vec![target("/api/comment")], &script);
-    by_curl("traversal in the query", true, "GET", vec![target("/show?file=../../../../etc/passwd")], &[]);
-    by_curl("traversal above the root", true, "GET", vec![target("/../../../etc/passwd")], &[]);
-    by_curl("a shell command in the query", true, "GET", vec![target("/ping?host=1.1.1.1;cat%20/etc/passwd")], &[]);
+    by_curl(
+        "SQL injection in the query",
+        true,
+        "GET",
+        vec![target("/item?id=1%27%20OR%20%271%27=%271")],
+        &[],
+    );
+    let union = [
+        "--data",
+        "user=x' UNION SELECT login,password FROM users-- -",
+    ];
+    by_curl(
+        "SQL injection in a form",
+        true,
+        "POST",
+        vec![target("/login")],
+        &union,
+    );
+    by_curl(
+        "script in the query",
+        true,
+        "GET",
+        vec![target("/hello?name=%3Cscript%3Ealert(1)%3C/script%3E")],
+        &[],
+    );
+    let script = [
+        "-H",
+        "Content-Type: application/json",
+        "--data",
+        r#"{"comment": "<img src=x onerror=alert(1)>"}"#,
+    ];
+    by_curl(
+        "script in JSON",
+        true,
+        "POST",
+        vec![target("/api/comment")],
+        &script,
+    );
+    by_curl(
+        "traversal in the query",
+        true,
+        "GET",
+        vec![target("/show?file=../../../../etc/passwd")],
+        &[],
+    );
+    by_curl(
+        "traversal above the root",
+        true,
+        "GET",
+        vec![target("/../../../etc/passwd")],
+        &[],
+    );
+    by_curl(
+        "a shell command in the query",
+        true,
+        "GET",
+        vec![target("/ping?host=1.1.1.1;cat%20/etc/passwd")],
+        &[],
+    );
 
     let (outer, inner) = (target("/search"), target("/admin"));
     let hidden = format!("GET {inner} HTTP/1.1\r\n{HOST}\r\n\r\n");

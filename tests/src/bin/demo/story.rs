@@ -35,7 +35,9 @@ pub(crate) fn tell(mtu: u32, venv: Option<&Path>) -> anyhow::Result<bool> {
     let plane = DataPlane::new(Options { mtu })?;
     let directory = plane.vpc.directory().to_owned();
     let analyser = Analyser::start(&plane.analyser, &directory)?;
-    progress.line(&format!("analyser: nginx with ModSecurity and the OWASP core rule set, at http://{ANALYSER}"));
+    progress.line(&format!(
+        "analyser: nginx with ModSecurity and the OWASP core rule set, at http://{ANALYSER}"
+    ));
 
     let mut cloud = match venv {
         Some(venv) => Cloud::deploy(&progress, venv, &directory)?,
@@ -53,9 +55,19 @@ pub(crate) fn tell(mtu: u32, venv: Option<&Path>) -> anyhow::Result<bool> {
     let world = World::start(&plane.vpc, cloud.source(), |instance| {
         instance.asg.as_deref().is_none_or(|group| group == GROUP)
     })?;
-    let mut stage = Stage { progress, plane, analyser, rebuilder, world, rows: Vec::new(), objections: Vec::new() };
+    let mut stage = Stage {
+        progress,
+        plane,
+        analyser,
+        rebuilder,
+        world,
+        rows: Vec::new(),
+        objections: Vec::new(),
+    };
 
-    stage.progress.chapter("An instance is launched in a tagged Auto Scaling group");
+    stage
+        .progress
+        .chapter("An instance is launched in a tagged Auto Scaling group");
     cloud.launch(&stage.progress)?;
     let first = stage.new_instance(&[])?;
     cloud.attach(&first)?;
@@ -78,7 +90,11 @@ pub(crate) fn tell(mtu: u32, venv: Option<&Path>) -> anyhow::Result<bool> {
 
 /// Where instances and sessions come from.
 enum Cloud {
-    Aws { emulator: Emulator, subnets: String, rebuilder: PathBuf },
+    Aws {
+        emulator: Emulator,
+        subnets: String,
+        rebuilder: PathBuf,
+    },
     List(Arc<Mutex<Snapshot>>),
 }
 
@@ -87,7 +103,12 @@ impl Cloud {
         progress.chapter("An AWS account on this machine");
         let emulator = Emulator::start(venv, directory)?;
         progress.line(&format!("emulator: {}", emulator.url()));
-        let vpcs = emulator.aws(&["ec2", "describe-vpcs", "--filters", "Name=is-default,Values=true"])?;
+        let vpcs = emulator.aws(&[
+            "ec2",
+            "describe-vpcs",
+            "--filters",
+            "Name=is-default,Values=true",
+        ])?;
         let vpc = text(&vpcs, "/Vpcs/0/VpcId")?;
         let filter = format!("Name=vpc-id,Values={vpc}");
         let subnets = emulator.aws(&["ec2", "describe-subnets", "--filters", &filter])?;
@@ -96,7 +117,9 @@ impl Cloud {
             .collect::<anyhow::Result<_>>()?;
         let subnets = subnets.join(",");
 
-        progress.chapter("sam build (the first time it compiles the AWS SDK: 15 minutes and more on two cores)");
+        progress.chapter(
+            "sam build (the first time it compiles the AWS SDK: 15 minutes and more on two cores)",
+        );
         let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
         let mut build = emulator.command("sam");
         build.arg("build").current_dir(root);
@@ -109,10 +132,26 @@ impl Cloud {
         progress.chapter("sam deploy");
         let mut deploy = emulator.command("sam");
         deploy
-            .args(["deploy", "--stack-name", STACK, "--region", lab::emulator::REGION, "--resolve-s3"])
-            .args(["--no-confirm-changeset", "--no-progressbar", "--capabilities", "CAPABILITY_IAM"])
+            .args([
+                "deploy",
+                "--stack-name",
+                STACK,
+                "--region",
+                lab::emulator::REGION,
+                "--resolve-s3",
+            ])
+            .args([
+                "--no-confirm-changeset",
+                "--no-progressbar",
+                "--capabilities",
+                "CAPABILITY_IAM",
+            ])
             .arg("--parameter-overrides")
-            .args([format!("VpcId={vpc}"), format!("SubnetIds={subnets}"), format!("AnalyzerUrl=http://{ANALYSER}")])
+            .args([
+                format!("VpcId={vpc}"),
+                format!("SubnetIds={subnets}"),
+                format!("AnalyzerUrl=http://{ANALYSER}"),
+            ])
             .current_dir(root);
         progress.long("sam-deploy", deploy, directory, Duration::from_secs(600))?;
 
@@ -123,13 +162,24 @@ impl Cloud {
             bail!("the stack is {status}");
         }
         for (what, path) in [
-            ("describe-traffic-mirror-targets", "/TrafficMirrorTargets/0/TrafficMirrorTargetId"),
-            ("describe-traffic-mirror-filters", "/TrafficMirrorFilters/0/TrafficMirrorFilterId"),
+            (
+                "describe-traffic-mirror-targets",
+                "/TrafficMirrorTargets/0/TrafficMirrorTargetId",
+            ),
+            (
+                "describe-traffic-mirror-filters",
+                "/TrafficMirrorFilters/0/TrafficMirrorFilterId",
+            ),
         ] {
-            let id = text(&emulator.aws(&["ec2", what])?, path).with_context(|| format!("aws ec2 {what}"))?;
+            let id = text(&emulator.aws(&["ec2", what])?, path)
+                .with_context(|| format!("aws ec2 {what}"))?;
             progress.line(&format!("aws ec2 {what}: {id}"));
         }
-        Ok(Self::Aws { emulator, subnets, rebuilder })
+        Ok(Self::Aws {
+            emulator,
+            subnets,
+            rebuilder,
+        })
     }
 
     fn source(&self) -> Source {
@@ -141,8 +191,17 @@ impl Cloud {
 
     fn launch(&mut self, progress: &Progress) -> anyhow::Result<()> {
         match self {
-            Self::Aws { emulator, subnets, .. } => {
-                let images = emulator.aws(&["ec2", "describe-images", "--owners", "amazon", "--max-items", "1"])?;
+            Self::Aws {
+                emulator, subnets, ..
+            } => {
+                let images = emulator.aws(&[
+                    "ec2",
+                    "describe-images",
+                    "--owners",
+                    "amazon",
+                    "--max-items",
+                    "1",
+                ])?;
                 let image = text(&images, "/Images/0/ImageId")?;
                 let data = format!(r#"{{"ImageId":"{image}","InstanceType":"m6i.large"}}"#);
                 type_it(
@@ -193,7 +252,14 @@ impl Cloud {
             Self::Aws { emulator, .. } => type_it(
                 progress,
                 emulator,
-                &["autoscaling", "set-desired-capacity", "--auto-scaling-group-name", GROUP, "--desired-capacity", "2"],
+                &[
+                    "autoscaling",
+                    "set-desired-capacity",
+                    "--auto-scaling-group-name",
+                    GROUP,
+                    "--desired-capacity",
+                    "2",
+                ],
             ),
             Self::List(list) => {
                 add_instance(list);
@@ -208,7 +274,10 @@ impl Cloud {
             let eni = instance.primary_eni();
             let mut session = http_session(&eni.replace("eni-", "tms-"), eni, 100, &[80, 8080]);
             session.created_at = lab::now();
-            list.lock().unwrap_or_else(PoisonError::into_inner).sessions.push(session);
+            list.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .sessions
+                .push(session);
         }
         Ok(())
     }
@@ -240,9 +309,14 @@ impl Cloud {
         match self {
             Self::Aws { emulator, .. } => {
                 let listed = emulator.aws(&["ec2", "describe-traffic-mirror-sessions"])?;
-                let sessions = listed.pointer("/TrafficMirrorSessions").and_then(|it| it.as_array());
+                let sessions = listed
+                    .pointer("/TrafficMirrorSessions")
+                    .and_then(|it| it.as_array());
                 let sessions = sessions.context("describe-traffic-mirror-sessions: no list")?;
-                Ok(sessions.iter().any(|it| it.get("TrafficMirrorSessionId").is_some_and(|id| id == session)))
+                Ok(sessions.iter().any(|it| {
+                    it.get("TrafficMirrorSessionId")
+                        .is_some_and(|id| id == session)
+                }))
             }
             Self::List(list) => {
                 let list = list.lock().unwrap_or_else(PoisonError::into_inner);
@@ -262,14 +336,23 @@ fn add_instance(list: &Mutex<Snapshot>) {
 fn type_it(progress: &Progress, emulator: &Emulator, arguments: &[&str]) -> anyhow::Result<()> {
     let shown: Vec<String> = arguments
         .iter()
-        .map(|it| if it.contains(['{', '$', ' ']) { format!("'{it}'") } else { (*it).to_owned() })
+        .map(|it| {
+            if it.contains(['{', '$', ' ']) {
+                format!("'{it}'")
+            } else {
+                (*it).to_owned()
+            }
+        })
         .collect();
     progress.line(&format!("$ aws {}", shown.join(" ")));
     emulator.aws(arguments).map(drop)
 }
 
 fn text(json: &serde_json::Value, path: &str) -> anyhow::Result<String> {
-    json.pointer(path).and_then(|it| it.as_str()).map(ToOwned::to_owned).with_context(|| format!("no {path} in {json}"))
+    json.pointer(path)
+        .and_then(|it| it.as_str())
+        .map(ToOwned::to_owned)
+        .with_context(|| format!("no {path} in {json}"))
 }
 
 /// Everything that is on while the story goes.
@@ -288,16 +371,26 @@ impl Stage {
     /// Waits for an instance that is none of these.
     fn new_instance(&self, known: &[&Instance]) -> anyhow::Result<Instance> {
         let found = wait_for("a new instance", PATIENCE, || {
-            Ok(self.world.instances().into_iter().find(|it| known.iter().all(|known| known.id != it.id)))
+            Ok(self
+                .world
+                .instances()
+                .into_iter()
+                .find(|it| known.iter().all(|known| known.id != it.id)))
         });
         let instance = found.with_context(|| self.world.failure().unwrap_or_default())?;
-        self.progress.line(&format!("{} is up at {}: a namespace with nginx", instance.id, instance.address()));
+        self.progress.line(&format!(
+            "{} is up at {}: a namespace with nginx",
+            instance.id,
+            instance.address()
+        ));
         Ok(instance)
     }
 
     /// Waits for the instance's session, sends the requests, and shows what the analyser made of them.
     fn act(&mut self, instance: &Instance, round: usize) -> anyhow::Result<Mirrored> {
-        let found = wait_for("a mirror session", PATIENCE, || Ok(self.world.session_of(instance.primary_eni())));
+        let found = wait_for("a mirror session", PATIENCE, || {
+            Ok(self.world.session_of(instance.primary_eni()))
+        });
         let mirrored = found.with_context(|| self.world.failure().unwrap_or_default())?;
         let session = &mirrored.session;
         let to_session = session.created_at - instance.launched_at;
@@ -306,14 +399,17 @@ impl Stage {
             session.id, session.eni, session.number, session.vni
         ));
         let lag = mirrored.since.duration_since(UNIX_EPOCH)?.as_secs_f64() - session.created_at;
-        self.progress.line(&format!("the kernel copies since {lag:.1} s after that"));
+        self.progress
+            .line(&format!("the kernel copies since {lag:.1} s after that"));
 
-        self.progress.chapter(&format!("Requests to {}", instance.id));
+        self.progress
+            .chapter(&format!("Requests to {}", instance.id));
         let before = self.rebuilder.metrics()?;
         let server: SocketAddr = format!("{}:80", instance.address()).parse()?;
         let shots = volley(round, self.plane.vpc.directory())?;
         for shot in &shots {
-            shot.fire(&self.plane.client, server).with_context(|| shot.what.to_owned())?;
+            shot.fire(&self.plane.client, server)
+                .with_context(|| shot.what.to_owned())?;
         }
         let sent: u64 = shots.iter().map(|shot| shot.wire.len() as u64).sum();
         let metrics = self.settle(&before, sent)?;
@@ -328,7 +424,11 @@ impl Stage {
             ..Row::default()
         };
         for shot in &shots {
-            let fates: Vec<Fate> = shot.wire.iter().map(|wire| fate(wire, &access, &audit)).collect();
+            let fates: Vec<Fate> = shot
+                .wire
+                .iter()
+                .map(|wire| fate(wire, &access, &audit))
+                .collect();
             for fate in &fates {
                 match fate {
                     Fate::Flagged(_) => row.flagged += 1,
@@ -338,15 +438,26 @@ impl Stage {
             }
             let mut shown: Vec<String> = fates.iter().map(Fate::text).collect();
             shown.dedup();
-            self.progress.line(&format!("{:<56} {}", shot.what, shown.join("; then ")));
+            self.progress
+                .line(&format!("{:<56} {}", shot.what, shown.join("; then ")));
             self.objections.extend(objection(shot, &fates));
         }
         // What the WAF is told about who asked.
         let of_round = |target: &str| target.starts_with(&format!("/{round}-"));
-        if let Some(wrong) = audit.iter().find(|it| of_round(&it.target) && it.client.as_deref() != Some(CLIENT[0])) {
-            self.objections.push(format!("{}: client {:?} instead of {}", wrong.target, wrong.client, CLIENT[0]));
+        if let Some(wrong) = audit
+            .iter()
+            .find(|it| of_round(&it.target) && it.client.as_deref() != Some(CLIENT[0]))
+        {
+            self.objections.push(format!(
+                "{}: client {:?} instead of {}",
+                wrong.target, wrong.client, CLIENT[0]
+            ));
         }
-        let first = access.iter().filter(|it| of_round(it.target())).map(|it| it.at).min_by(f64::total_cmp);
+        let first = access
+            .iter()
+            .filter(|it| of_round(it.target()))
+            .map(|it| it.at)
+            .min_by(f64::total_cmp);
         row.to_first_request = first.map(|at| at - instance.launched_at);
         self.objections.extend(row.objection());
         self.rows.push(row);
@@ -366,11 +477,18 @@ impl Stage {
     }
 
     /// The analyser's logs, once the requests of this round are in them.
-    fn logs(&self, round: usize, sent: u64) -> anyhow::Result<(Vec<lab::nginx::Entry>, Vec<lab::analyser::Inspected>)> {
+    fn logs(
+        &self,
+        round: usize,
+        sent: u64,
+    ) -> anyhow::Result<(Vec<lab::nginx::Entry>, Vec<lab::analyser::Inspected>)> {
         let prefix = format!("/{round}-");
         let complete = wait_for("the analyser's logs", Duration::from_secs(20), || {
             let access = self.analyser.access_log()?;
-            let logged = access.iter().filter(|it| it.target().starts_with(&prefix)).count();
+            let logged = access
+                .iter()
+                .filter(|it| it.target().starts_with(&prefix))
+                .count();
             Ok((logged as u64 >= sent).then_some(()))
         });
         drop(complete);
@@ -378,23 +496,55 @@ impl Stage {
     }
 
     /// The first instance is gone: so is its session, and its copies; the other's go on.
-    fn end(&mut self, cloud: &Cloud, gone: &Instance, session: &Mirrored, left: &Instance) -> anyhow::Result<()> {
+    fn end(
+        &mut self,
+        cloud: &Cloud,
+        gone: &Instance,
+        session: &Mirrored,
+        left: &Instance,
+    ) -> anyhow::Result<()> {
         let id = &session.session.id;
         wait_for("the end of the session", PATIENCE, || {
-            Ok((self.world.session_of(gone.primary_eni()).is_none() && !cloud.lists(id)?).then_some(()))
+            Ok(
+                (self.world.session_of(gone.primary_eni()).is_none() && !cloud.lists(id)?)
+                    .then_some(()),
+            )
         })?;
         self.progress.line(&format!("{id} is gone"));
         // Its address answers no more, and what is sent to it is copied no more.
         let before = self.rebuilder.metrics()?;
         let url = format!("http://{}/{}", gone.address(), gone.id);
-        let arguments = ["--silent", "--output", "/dev/null", "--connect-timeout", "1", url.as_str()];
-        let answered = self.plane.client.namespace.command("curl").args(arguments).output()?.status.success();
+        let arguments = [
+            "--silent",
+            "--output",
+            "/dev/null",
+            "--connect-timeout",
+            "1",
+            url.as_str(),
+        ];
+        let answered = self
+            .plane
+            .client
+            .namespace
+            .command("curl")
+            .args(arguments)
+            .output()?
+            .status
+            .success();
         let copied = self.rebuilder.metrics()?.packets() - before.packets();
         if answered || copied > 0 {
-            let how = if answered { "still answers" } else { "does not answer" };
-            self.objections.push(format!("{} {how}, and {copied} packets were mirrored", gone.id));
+            let how = if answered {
+                "still answers"
+            } else {
+                "does not answer"
+            };
+            self.objections.push(format!(
+                "{} {how}, and {copied} packets were mirrored",
+                gone.id
+            ));
         } else {
-            self.progress.line("nothing that is sent to its address arrives at the rebuilder any more");
+            self.progress
+                .line("nothing that is sent to its address arrives at the rebuilder any more");
         }
         let server: SocketAddr = format!("{}:80", left.address()).parse()?;
         let shots = volley(3, self.plane.vpc.directory())?;
@@ -412,7 +562,8 @@ impl Stage {
         };
         self.objections.extend(row.objection());
         self.rows.push(row);
-        self.progress.line(&format!("{} is mirrored as before", left.id));
+        self.progress
+            .line(&format!("{} is mirrored as before", left.id));
         Ok(())
     }
 
@@ -420,13 +571,20 @@ impl Stage {
     fn conclude(mut self) -> anyhow::Result<bool> {
         self.progress.chapter("What came of it");
         println!("\n{}", table(&self.rows));
-        let packets = self.rebuilder.metrics()?.outcomes("rebuilder_packets_total");
+        let packets = self
+            .rebuilder
+            .metrics()?
+            .outcomes("rebuilder_packets_total");
         println!("  packets by outcome: {packets:?}");
-        let requests = self.rebuilder.metrics()?.outcomes("rebuilder_requests_total");
+        let requests = self
+            .rebuilder
+            .metrics()?
+            .outcomes("rebuilder_requests_total");
         println!("  requests by outcome: {requests:?}\n");
         let (code, output) = self.rebuilder.drain(Duration::from_secs(40))?;
         if code != Some(0) {
-            self.objections.push(format!("the rebuilder ended with {code:?}: {output}"));
+            self.objections
+                .push(format!("the rebuilder ended with {code:?}: {output}"));
         }
         if self.objections.is_empty() {
             println!("  The numbers agree.");
