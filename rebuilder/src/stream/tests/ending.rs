@@ -61,6 +61,7 @@ fn a_forged_fin_in_the_middle_of_a_stream_changes_nothing() {
     let mut lab = Lab::after_syn(99);
     lab.push(&seg(100, b"abc"));
     lab.push(&seg(101, b"").fin()); // before bytes that were seen
+    lab.wait(10 * SECOND);
     lab.push(&seg(103, b"").fin()); // where the stream goes on
     lab.wait(SECOND);
     lab.push(&seg(103, b"def"));
