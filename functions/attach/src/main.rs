@@ -1,9 +1,9 @@
 //! Lambda `attach`: an SQS batch of events, or one bare event; the interfaces that they name converge.
 
-use cloud::Cloud;
+use cloud::{Cloud, Refusal};
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
 use mirror::answer::AttachAnswer;
-use mirror::attach;
+use mirror::attach::{self, AttachError};
 use mirror::converge::Run;
 use mirror::emf;
 use mirror::pace::Pacer;
@@ -26,14 +26,8 @@ struct Function {
     pacer: Mutex<Pacer>,
 }
 
-async fn handle(function: &Function, event: LambdaEvent<Value>) -> Result<AttachAnswer, Error> {
-    let settings = match &function.settings {
-        Ok(settings) => settings,
-        Err(e) => {
-            tracing::error!("{e}");
-            return Err(e.to_string().into());
-        }
-    };
+async fn handle(function: &Function, event: LambdaEvent<Value>) -> Result<AttachAnswer, Refusal> {
+    let settings = function.settings.as_ref().map_err(Refusal::settings)?;
     let deadline = function.cloud.deadline(event.context.deadline, RESERVE);
     let run = Run {
         ports: &function.cloud,
@@ -41,10 +35,12 @@ async fn handle(function: &Function, event: LambdaEvent<Value>) -> Result<Attach
         pacer: &function.pacer,
         deadline,
     };
-    let answer = attach::handle(&run, &event.payload).await.map_err(|e| {
-        tracing::error!("{e}");
-        Error::from(e.to_string())
-    })?;
+    let answer = attach::handle(&run, &event.payload)
+        .await
+        .map_err(|e| match e {
+            AttachError::Malformed(_) => Refusal::event(&e),
+            AttachError::Api(_) => Refusal::service(&e),
+        })?;
     report(settings, &answer);
     Ok(answer)
 }

@@ -32,6 +32,9 @@ mod describe;
 mod errors;
 mod http;
 mod mutate;
+mod refusal;
+
+pub use refusal::Refusal;
 
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_sdk_ec2::config::Builder;

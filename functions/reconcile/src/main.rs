@@ -1,10 +1,11 @@
 //! Lambda `reconcile`: schedule, dry run, explanation, and the stack's custom resource.
 
-use cloud::Cloud;
+use cloud::{Cloud, Refusal};
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
 use mirror::converge::Run;
 use mirror::custom::Custom;
 use mirror::emf;
+use mirror::error::ApiError;
 use mirror::pace::Pacer;
 use mirror::reconcile::{Request, Swept, dry_run, explain, sweep};
 use mirror::settings::{Settings, SettingsError, Teardown};
@@ -26,21 +27,20 @@ struct Function {
     pacer: Mutex<Pacer>,
 }
 
-async fn handle(function: &Function, event: LambdaEvent<Value>) -> Result<Value, Error> {
+async fn handle(function: &Function, event: LambdaEvent<Value>) -> Result<Value, Refusal> {
     let LambdaEvent { payload, context } = event;
     let deadline = function.cloud.deadline(context.deadline, RESERVE);
-    let result = match Request::parse(&payload) {
-        Ok(Request::Custom) => custom(function, &payload, deadline).await,
-        Ok(request) => converge(function, request, deadline).await,
-        Err(e) => Err(e.to_string()),
-    };
-    result.map_err(|line| {
-        tracing::error!("{line}");
-        line.into()
-    })
+    match Request::parse(&payload).map_err(|e| Refusal::event(&e))? {
+        Request::Custom => custom(function, &payload, deadline).await,
+        request => converge(function, request, deadline).await,
+    }
 }
 
-async fn custom(function: &Function, payload: &Value, deadline: Duration) -> Result<Value, String> {
+async fn custom(
+    function: &Function,
+    payload: &Value,
+    deadline: Duration,
+) -> Result<Value, Refusal> {
     let stack_of_event = payload
         .get("StackId")
         .and_then(Value::as_str)
@@ -52,7 +52,10 @@ async fn custom(function: &Function, payload: &Value, deadline: Duration) -> Res
         pacer: &function.pacer,
         deadline,
     };
-    let answered = custom.handle(payload).await?;
+    let answered = custom
+        .handle(payload)
+        .await
+        .map_err(|e| Refusal::service(&e))?;
     tracing::info!(%answered, "custom resource");
     Ok(answered)
 }
@@ -61,15 +64,15 @@ async fn converge(
     function: &Function,
     request: Request,
     deadline: Duration,
-) -> Result<Value, String> {
-    let settings = function.settings.as_ref().map_err(ToString::to_string)?;
+) -> Result<Value, Refusal> {
+    let settings = function.settings.as_ref().map_err(Refusal::settings)?;
     let run = Run {
         ports: &function.cloud,
         settings,
         pacer: &function.pacer,
         deadline,
     };
-    let text = |e: mirror::error::ApiError| format!("nothing could be listed: {e}");
+    let text = |e: ApiError| Refusal::service(&format!("nothing could be listed: {e}"));
     match request {
         Request::Explain(of) => Ok(json!(explain(&run, &of).await.map_err(text)?)),
         Request::DryRun => Ok(json!(dry_run(&run).await.map_err(text)?.answer)),
