@@ -149,7 +149,9 @@ impl Forwarder {
 
     /// Connects, writes, reads answers, gives up what took too long. Returns after `timeout` at the latest, earlier
     /// when something happened; give zero while packets wait. `now` is the time of the call.
-    pub fn poll(&mut self, timeout: Duration, now: Instant) {
+    ///
+    /// Gives how long it did nothing but wait, for [`crate::telemetry::LoadMeter::idle`].
+    pub fn poll(&mut self, timeout: Duration, now: Instant) -> Duration {
         self.expire(now);
         self.dispatch(now);
         self.drive(now);
@@ -159,13 +161,16 @@ impl Forwarder {
             self.next_timer(now)
                 .map_or(timeout, |at| timeout.min(at.saturating_duration_since(now)))
         };
-        if let Err(error) = self.poll.poll(&mut self.events, Some(wait)) {
+        let begun = (!wait.is_zero()).then(Instant::now);
+        let ready = self.poll.poll(&mut self.events, Some(wait));
+        let waited = begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+        if let Err(error) = ready {
             // EINTR is a signal for someone else; whatever else epoll says, the next call tries again.
             if error.kind() != io::ErrorKind::Interrupted {
                 tracing::warn!(%error, "waiting for the analyser's connections failed");
             }
             self.publish();
-            return;
+            return waited;
         }
         let mut any = false;
         for event in &self.events {
@@ -184,6 +189,7 @@ impl Forwarder {
             self.drive(now);
         }
         self.publish();
+        waited
     }
 
     /// Requests that have no outcome yet.
@@ -431,9 +437,6 @@ impl Forwarder {
                     connection.writable = true;
                     connection.lane.restart(now);
                     self.counters.add(Counter::Connects, 1);
-                    if self.reach.strikes() > 0 {
-                        tracing::info!(target = %self.options.target, "the analyser is back");
-                    }
                     self.reach.reset();
                 }
                 Ok(false) => {
@@ -534,12 +537,12 @@ impl Forwarder {
 
     fn unreachable(&mut self, error: &io::Error, now: Instant) {
         self.counters.add(Counter::ConnectFailures, 1);
-        if self.reach.strikes() == 0 {
+        // That it is away is said once for all workers, by whoever watches the counters. What is wrong with its TLS
+        // would be lost there.
+        if self.reach.strikes() == 0 && error.kind() == io::ErrorKind::InvalidData {
             tracing::warn!(
-                target = %self.options.target,
-                %error,
-                queue_bytes = self.options.queue_bytes,
-                "the analyser cannot be reached; requests wait up to queue_bytes, then they are counted queue_full"
+                "--forward {}: TLS fails: {error}; check the certificate, its name, and --forward-ca",
+                self.options.target
             );
         }
         self.reach.strike(now);
