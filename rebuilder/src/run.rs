@@ -306,13 +306,9 @@ impl Worker {
         let mut load = LoadMeter::new(LOAD_WINDOW, Instant::now());
         while !self.draining.load(Ordering::Acquire) {
             let empty = self.read();
-            let worked = Instant::now();
-            self.forwarder
-                .poll(if empty { TICK } else { Duration::ZERO }, worked);
+            let wait = if empty { TICK } else { Duration::ZERO };
+            load.idle(self.forwarder.poll(wait, Instant::now()));
             let now = Instant::now();
-            if empty {
-                load.idle(now - worked);
-            }
             if let Some(ratio) = load.sample(now) {
                 self.counters.set_load(ratio);
             }
