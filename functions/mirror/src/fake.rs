@@ -96,6 +96,8 @@ pub(crate) struct State {
     pub(crate) errors: BTreeMap<&'static str, VecDeque<(ApiError, bool)>>,
     /// Sessions that listings do not show yet.
     pub(crate) unseen: usize,
+    /// Interfaces that the complete listing does not show yet; asked for by id, they are there.
+    pub(crate) unlisted: Vec<EniId>,
     pub(crate) hosts: BTreeMap<String, Vec<IpAddr>>,
     pub(crate) answers: Vec<(String, Value)>,
     pub(crate) put_failures: usize,
@@ -185,7 +187,7 @@ impl Inventory for Fake {
             return Err(e);
         }
         let wanted = |i: &&Interface| match query {
-            InterfaceQuery::All => true,
+            InterfaceQuery::All => !state.unlisted.contains(&i.id),
             InterfaceQuery::Ids(ids) => ids.contains(&i.id),
             InterfaceQuery::OfInstances(ids) => {
                 i.instance_id.as_ref().is_some_and(|id| ids.contains(id))

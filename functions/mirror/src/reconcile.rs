@@ -159,8 +159,10 @@ async fn spare_what_is_still_there<P: Ports>(
         .into_iter()
         .map(|i| i.id)
         .collect();
+    let before = plan.actions.len();
     plan.actions
         .retain(|a| !(gone(a) && there.contains(a.eni())));
+    plan.ours += before - plan.actions.len();
     Ok(())
 }
 

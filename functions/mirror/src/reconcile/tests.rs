@@ -106,36 +106,19 @@ fn a_dry_run_says_the_same_does_nothing_and_names_the_cost() {
 
 #[test]
 fn a_session_whose_interface_the_listing_does_not_show_yet_is_spared() {
-    let fake = Fake::new(vec![]);
-    fake.state().sessions = vec![session("tms-1", "eni-1", 100, Some(fake::STACK))];
-    let settings = fake::settings();
-    let pacer = fake::pacer();
-    let run = Run {
-        ports: &fake,
-        settings: &settings,
-        pacer: &pacer,
-        deadline: Duration::from_secs(60),
-    };
-    let plan = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .unwrap()
-        .block_on(async {
-            let actual = fake.state().sessions.clone();
-            let desired = desire(&settings, &[], &AnalyzerAt::Addresses(vec![]), true);
-            let mut plan = plan(
-                &desired,
-                &actual,
-                &Limits {
-                    per_interface: 3,
-                    per_account: None,
-                },
-            );
-            assert_eq!(plan.actions.len(), 1);
-            fake.state().interfaces.push(tagged("eni-1", "i-1"));
-            spare_what_is_still_there(&run, &mut plan).await.unwrap();
-            plan
-        });
-    assert!(plan.actions.is_empty());
+    let fake = Fake::new(vec![tagged("eni-1", "i-1"), tagged("eni-2", "i-2")]);
+    fake.state().sessions = vec![
+        session("tms-1", "eni-1", 100, Some(fake::STACK)),
+        session("tms-2", "eni-2", 100, Some(fake::STACK)),
+        session("tms-3", "eni-3", 100, Some(fake::STACK)),
+    ];
+    fake.state().unlisted = vec![EniId::new("eni-1")];
+    let swept = with(&fake, async |run| sweep(run).await).unwrap();
+    assert_eq!(
+        touched(&swept.answer.deleted),
+        [("eni-3", Some("tms-3"), 100)]
+    );
+    assert_eq!(swept.ours, 2);
 }
 
 #[test]
