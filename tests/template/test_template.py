@@ -182,6 +182,11 @@ def test_a_function_has_all_of_its_configuration(name):
     assert functions()[name]["Properties"]["Environment"]["Variables"] == ENVIRONMENT
 
 
+def test_every_variable_of_a_function_is_one_that_it_reads():
+    code = "".join(file.read_text() for file in (stack.ROOT / "functions").glob("*/src/**/*.rs"))
+    assert ENVIRONMENT.keys() - set(re.findall(r"\bMIRRORFLEET_[A-Z_]+", code)) == set()
+
+
 @pytest.mark.parametrize("name", ["AttachFunction", "ReconcileFunction"])
 def test_a_function_runs_a_native_program(name):
     p = functions()[name]["Properties"]

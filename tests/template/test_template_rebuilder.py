@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import zipfile
@@ -137,6 +138,13 @@ def test_without_proxies_to_trust_the_setting_is_absent(machine):
     # Not empty: an empty list is not a list of addresses.
     machine.boot()
     assert "TRUST" not in (machine.folder / "etc/mirrorfleet/rebuilder.env").read_text()
+
+
+def test_every_setting_is_one_that_the_program_reads(machine):
+    machine.boot(TrustedProxyCidrs="10.0.0.0/8")
+    written = {line.split("=")[0] for line in (machine.folder / "etc/mirrorfleet/rebuilder.env").read_text().split()}
+    known = set(re.findall(r'env = "(REBUILDER_\w+)"', (stack.ROOT / "rebuilder/src/cli.rs").read_text()))
+    assert written - known == set()
 
 
 def test_a_damaged_layer_is_not_run_and_failure_is_signalled_with_the_reason(machine):
