@@ -251,6 +251,7 @@ def test_a_mirror_target_behind_a_udp_listener_is_made_and_removed(cloud: Cloud)
     ec2, elb, made = cloud.client("ec2"), cloud.client("elbv2"), outputs(stack)
     (balancer,) = elb.describe_load_balancers(LoadBalancerArns=[made["Nlb"]])["LoadBalancers"]
     assert balancer["Type"] == "network"
+    assert ":loadbalancer/net/" in balancer["LoadBalancerArn"]
     (listener,) = elb.describe_listeners(LoadBalancerArn=made["Nlb"])["Listeners"]
     assert (listener["Protocol"], listener["Port"]) == ("UDP", 4789)
     (shown,) = ec2.describe_traffic_mirror_filters(TrafficMirrorFilterIds=[made["Filter"]])["TrafficMirrorFilters"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from . import bus, cloudformation, compute, custom, functions, mirroring_api, network, queues
+from . import balancers, bus, cloudformation, compute, custom, functions, mirroring_api, network, queues
 from .bus import Bus
 from .custom import CustomResources
 from .runtime import Runtimes
@@ -23,6 +23,7 @@ class Account:
         bus.install(self._bus)
         queues.install()
         compute.install(self._bus)
+        balancers.install()
         answers = CustomResources(endpoint)
         cloudformation.install(endpoint, answers)
         route = self.application.route

@@ -1,0 +1,102 @@
+"""The real product, as ``sam build`` left it, deployed into the emulator by ``sam deploy``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import KEYS, REGION, TESTS, Cloud, wait_until
+
+ROOT = TESTS.parent
+BUILD = Path(os.environ.get("MIRRORFLEET_SAM_BUILD", ROOT / ".aws-sam" / "build"))
+STACK = "mirrorfleet"
+ANALYZER = "http://127.0.0.1:8080"
+
+
+def need_a_build() -> None:
+    """Skips, loudly, where the application has not been built."""
+    if not (BUILD / "template.yaml").is_file():
+        pytest.skip(f"NOT RUN: {BUILD} has no built application; run `sam build` first", allow_module_level=True)
+
+
+def sam(cloud: Cloud, *arguments: str) -> str:
+    """Runs the SAM command line against the emulator; fails with its whole output."""
+    beside_python = Path(sys.executable).parent / "sam"
+    program = str(beside_python) if beside_python.exists() else shutil.which("sam")
+    assert program, "sam is not installed: pip install -r tests/requirements.txt"
+    environment = {
+        **os.environ,
+        "AWS_ENDPOINT_URL": cloud.endpoint,
+        "AWS_ACCESS_KEY_ID": KEYS["aws_access_key_id"],
+        "AWS_SECRET_ACCESS_KEY": KEYS["aws_secret_access_key"],
+        "AWS_DEFAULT_REGION": REGION,
+        "SAM_CLI_TELEMETRY": "0",
+        "SAM_CLI_POLL_DELAY": "0.3",
+    }
+    environment.pop("AWS_PROFILE", None)
+    done = subprocess.run(
+        [program, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, f"sam {' '.join(arguments)}\n{done.stdout}\n{done.stderr}\n{cloud.log.read_text()[-5000:]}"
+    return done.stdout
+
+
+def deploy(cloud: Cloud, **parameters: str) -> None:
+    vpc = cloud.client("ec2").describe_vpcs()["Vpcs"][0]["VpcId"]
+    given = {"VpcId": vpc, "SubnetIds": ",".join(cloud.subnets()[:2]), "AnalyzerUrl": ANALYZER, **parameters}
+    sam(
+        cloud,
+        "deploy", "--template-file", str(BUILD / "template.yaml"), "--stack-name", STACK, "--region", REGION,
+        "--resolve-s3", "--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset", "--no-fail-on-empty-changeset",
+        "--parameter-overrides", *(f"{k}={v}" for k, v in given.items()),
+    )  # fmt: skip
+
+
+def outputs(cloud: Cloud) -> dict[str, str]:
+    (stack,) = cloud.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"]
+    assert stack["StackStatus"] in ("CREATE_COMPLETE", "UPDATE_COMPLETE")
+    return {o["OutputKey"]: o["OutputValue"] for o in stack["Outputs"]}
+
+
+def update(cloud: Cloud, **changed: str) -> None:
+    """Changes parameters of the deployed stack, and waits."""
+    client = cloud.client("cloudformation")
+    (stack,) = client.describe_stacks(StackName=STACK)["Stacks"]
+    names = [p["ParameterKey"] for p in stack["Parameters"]]
+    parameters = [
+        {"ParameterKey": n, "ParameterValue": changed[n]} if n in changed else {"ParameterKey": n, "UsePreviousValue": True}
+        for n in names
+    ]
+    client.update_stack(
+        StackName=STACK, UsePreviousTemplate=True, Parameters=parameters,
+        Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
+    )  # fmt: skip
+    wait_until(lambda: status(cloud) == "UPDATE_COMPLETE", 30, "the update")
+
+
+def status(cloud: Cloud) -> str:
+    return cloud.client("cloudformation").describe_stacks(StackName=STACK)["Stacks"][0]["StackStatus"]
+
+
+def tagged(value: str = "true") -> dict[str, Any]:
+    """Arguments of RunInstances for an instance that the default selection selects."""
+    return {"TagSpecifications": [{"ResourceType": "instance", "Tags": [{"Key": "Mirror", "Value": value}]}]}
+
+
+def interface_of(instance: dict[str, Any]) -> str:
+    return instance["NetworkInterfaces"][0]["NetworkInterfaceId"]
+
+
+def sessions(cloud: Cloud, eni: str | None = None) -> list[dict[str, Any]]:
+    return [s for s in cloud.lab("network")["sessions"] if eni in (None, s["eni"])]
+
+
+def event(name: str, instance: str) -> dict[str, Any]:
+    """A document of ``events/``, about another instance."""
+    return json.loads((ROOT / "events" / f"{name}.json").read_text().replace("i-1234567890abcdef0", instance))
