@@ -54,7 +54,7 @@ impl Inventory for Cloud {
             let mut pages = call.into_paginator().page_size(PAGE).send();
             while let Some(page) = pages.next().await {
                 found.extend(
-                    page.map_err(api_error)?
+                    page.map_err(|e| api_error(&e))?
                         .network_interfaces()
                         .iter()
                         .filter_map(interface),
@@ -80,7 +80,7 @@ impl Inventory for Cloud {
                 .set_filters(filter.map(|f| vec![f]));
             let mut pages = call.into_paginator().page_size(PAGE).send();
             while let Some(page) = pages.next().await {
-                let page = page.map_err(api_error)?;
+                let page = page.map_err(|e| api_error(&e))?;
                 found.extend(
                     page.reservations()
                         .iter()
@@ -109,7 +109,7 @@ impl Inventory for Cloud {
             let mut pages = call.into_paginator().page_size(PAGE).send();
             while let Some(page) = pages.next().await {
                 found.extend(
-                    page.map_err(api_error)?
+                    page.map_err(|e| api_error(&e))?
                         .traffic_mirror_sessions()
                         .iter()
                         .filter_map(session),

@@ -7,11 +7,11 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use mirror::error::ApiError;
 
 /// An answer of the service keeps its code and message; everything else is no answer.
-pub(crate) fn api_error<E>(error: SdkError<E, HttpResponse>) -> ApiError
+pub(crate) fn api_error<E>(error: &SdkError<E, HttpResponse>) -> ApiError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
-    match &error {
+    match error {
         SdkError::ServiceError(answer) => {
             let (code, message) = (
                 answer.err().code().unwrap_or("Unknown"),
@@ -19,6 +19,6 @@ where
             );
             ApiError::answered(answer.raw().status().as_u16(), code, message)
         }
-        _ => ApiError::unanswered(DisplayErrorContext(&error).to_string()),
+        _ => ApiError::unanswered(DisplayErrorContext(error).to_string()),
     }
 }

@@ -39,7 +39,7 @@ impl Sessions for Cloud {
             .session_number(i32::from(new.number.get()))
             .tag_specifications(tags)
             .client_token(new.token);
-        let answer = call.send().await.map_err(api_error)?;
+        let answer = call.send().await.map_err(|e| api_error(&e))?;
         let id = answer
             .traffic_mirror_session()
             .and_then(|s| s.traffic_mirror_session_id());
@@ -63,7 +63,7 @@ impl Sessions for Cloud {
             .packet_length(i32::from(spec.packet_length))
             .virtual_network_id(vni(spec))
             .session_number(i32::from(number.get()));
-        call.send().await.map_err(api_error).map(|_| ())
+        call.send().await.map_err(|e| api_error(&e)).map(|_| ())
     }
 
     async fn delete(&self, session: &SessionId) -> Result<(), ApiError> {
@@ -71,7 +71,7 @@ impl Sessions for Cloud {
             .writer
             .delete_traffic_mirror_session()
             .traffic_mirror_session_id(session.as_str());
-        call.send().await.map_err(api_error).map(|_| ())
+        call.send().await.map_err(|e| api_error(&e)).map(|_| ())
     }
 
     fn token(&self) -> String {
