@@ -20,6 +20,7 @@ import pytest
 from botocore.config import Config
 
 TESTS = Path(__file__).parent.parent
+sys.path.insert(0, str(TESTS))
 REGION = "us-east-1"
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": REGION}
 

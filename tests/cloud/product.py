@@ -43,7 +43,9 @@ def sam(cloud: Cloud, *arguments: str) -> str:
     done = subprocess.run(
         [program, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False
     )
-    assert done.returncode == 0, f"sam {' '.join(arguments)}\n{done.stdout}\n{done.stderr}\n{cloud.log.read_text()[-5000:]}"
+    assert done.returncode == 0, (
+        f"sam {' '.join(arguments)}\n{done.stdout}\n{done.stderr}\n{cloud.log.read_text()[-5000:]}"
+    )
     return done.stdout
 
 
@@ -70,7 +72,9 @@ def update(cloud: Cloud, **changed: str) -> None:
     (stack,) = client.describe_stacks(StackName=STACK)["Stacks"]
     names = [p["ParameterKey"] for p in stack["Parameters"]]
     parameters = [
-        {"ParameterKey": n, "ParameterValue": changed[n]} if n in changed else {"ParameterKey": n, "UsePreviousValue": True}
+        {"ParameterKey": n, "ParameterValue": changed[n]}
+        if n in changed
+        else {"ParameterKey": n, "UsePreviousValue": True}
         for n in names
     ]
     client.update_stack(

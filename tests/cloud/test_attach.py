@@ -44,7 +44,7 @@ def quiet(cloud: Cloud, stack: SimpleNamespace) -> None:
 
 @contextmanager
 def deaf(cloud: Cloud, stack: SimpleNamespace) -> Iterator[None]:
-    """Nothing is taken from the queue meanwhile, and what came is forgotten: only the test itself calls the functions."""
+    """Nothing is taken from the queue meanwhile, and what came is forgotten: only the test calls the functions."""
     client = cloud.client("lambda")
     client.update_event_source_mapping(UUID=stack.mapping, Enabled=False)
     time.sleep(0.5)
@@ -106,16 +106,20 @@ def test_two_different_events_at_once_make_one_session_an_interface(cloud: Cloud
                 answers = list(pool.map(lambda e: invoke(cloud, stack.out["AttachFunction"], e), events))
             assert len(sessions(cloud, interface_of(instance))) == 1
             assert all(a["failed"] == [] for a in answers), answers
-    assert cloud.lab(f"environments/{stack.out['AttachFunction'].rsplit(':', 1)[1]}")["environments"] >= 2, "never at once"
+    assert cloud.lab(f"environments/{stack.out['AttachFunction'].rsplit(':', 1)[1]}")["environments"] >= 2, (
+        "never at once"
+    )
 
 
 def test_a_group_that_grows_is_mirrored_with_nobodys_help(cloud: Cloud, stack: SimpleNamespace) -> None:
     ec2, scaling = cloud.client("ec2"), cloud.client("autoscaling")
-    ec2.create_launch_template(LaunchTemplateName="web", LaunchTemplateData={"ImageId": "ami-12345678", "InstanceType": "t3.micro"})
+    ec2.create_launch_template(
+        LaunchTemplateName="web", LaunchTemplateData={"ImageId": "ami-12345678", "InstanceType": "t3.micro"}
+    )
     scaling.create_auto_scaling_group(
         AutoScalingGroupName="web", LaunchTemplate={"LaunchTemplateName": "web"}, MinSize=1, MaxSize=3,
         VPCZoneIdentifier=",".join(cloud.subnets()[:2]),
-        Tags=[{"Key": "Mirror", "Value": "true", "PropagateAtLaunch": True, "ResourceId": "web", "ResourceType": "auto-scaling-group"}],
+        Tags=[{"Key": "Mirror", "Value": "true", "PropagateAtLaunch": True}],
     )  # fmt: skip
 
     def mirrored() -> list[int]:
@@ -167,7 +171,9 @@ def test_the_sweep_finds_what_no_event_told(cloud: Cloud, stack: SimpleNamespace
         wait_until(lambda: len(sessions(cloud, eni)) == 1, 10, "the sweep to mirror it")
 
 
-def test_another_teams_sessions_are_left_alone_and_a_full_interface_is_skipped(cloud: Cloud, stack: SimpleNamespace) -> None:
+def test_another_teams_sessions_are_left_alone_and_a_full_interface_is_skipped(
+    cloud: Cloud, stack: SimpleNamespace
+) -> None:
     ec2 = cloud.client("ec2")
     with deaf(cloud, stack):
         eni = interface_of(cloud.run_instance(**tagged()))
@@ -177,7 +183,9 @@ def test_another_teams_sessions_are_left_alone_and_a_full_interface_is_skipped(c
                 TrafficMirrorFilterId=stack.out["MirrorFilterId"], SessionNumber=number,
             )  # fmt: skip
         answer = sweep(cloud, stack)
-        assert {"eni": eni, "reason": "interface_full"} in [{k: s[k] for k in ("eni", "reason")} for s in answer["skipped"]]
+        assert {"eni": eni, "reason": "interface_full"} in [
+            {k: s[k] for k in ("eni", "reason")} for s in answer["skipped"]
+        ]
         assert sorted(s["number"] for s in sessions(cloud, eni)) == [1, 2, 3]
 
 
@@ -194,7 +202,8 @@ def test_a_malformed_event_ends_in_the_dlq_and_its_neighbours_do_not(cloud: Clou
     malformed = json.dumps(json.loads((product.ROOT / "events" / "malformed.json").read_text()))
     send(
         cloud, stack,
-        event("instance-running", first["InstanceId"]), malformed, "{not json", event("asg-launch", second["InstanceId"]),
+        event("instance-running", first["InstanceId"]), malformed, "{not json",
+        event("asg-launch", second["InstanceId"]),
     )  # fmt: skip
     for instance in (first, second):
         wait_until(lambda i=instance: len(sessions(cloud, interface_of(i))) == 1, 10, "the neighbours' sessions")

@@ -74,8 +74,23 @@ def test_a_matching_event_arrives_whole(cloud: Cloud) -> None:
     put(cloud, "a.test", state="off")
     put(cloud, "another", state="on")
     (event,) = ear.hears()
-    assert event.keys() == {"version", "id", "detail-type", "source", "account", "time", "region", "resources", "detail"}
-    assert (event["source"], event["detail-type"], event["account"], event["region"]) == ("a.test", "Thing", ACCOUNT, "us-east-1")
+    assert event.keys() == {
+        "version",
+        "id",
+        "detail-type",
+        "source",
+        "account",
+        "time",
+        "region",
+        "resources",
+        "detail",
+    }
+    assert (event["source"], event["detail-type"], event["account"], event["region"]) == (
+        "a.test",
+        "Thing",
+        ACCOUNT,
+        "us-east-1",
+    )
     assert event["detail"] == {"state": "on", "more": [1]}
     assert time.strptime(event["time"], "%Y-%m-%dT%H:%M:%SZ")
 
@@ -107,7 +122,12 @@ def test_a_disabled_rule_is_deaf(cloud: Cloud) -> None:
         ({"Input": '{"constant": 1}'}, {"constant": 1}),
         ({"InputPath": "$.detail"}, {"word": "x", "n": 2}),
         (
-            {"InputTransformer": {"InputPathsMap": {"w": "$.detail.word", "n": "$.detail.n"}, "InputTemplate": '{"said": "<w>", "n": <n>}'}},
+            {
+                "InputTransformer": {
+                    "InputPathsMap": {"w": "$.detail.word", "n": "$.detail.n"},
+                    "InputTemplate": '{"said": "<w>", "n": <n>}',
+                }
+            },
             {"said": "x", "n": 2},
         ),
     ],
@@ -120,7 +140,9 @@ def test_a_target_may_get_something_else_than_the_event(cloud: Cloud, target: di
 
 
 def test_a_function_is_invoked_if_it_permits_the_rule(cloud: Cloud) -> None:
-    arn = cloud.create_function("listens", function("def handle(event, context): print('EVENT ' + json.dumps(event), flush=True)"))
+    arn = cloud.create_function(
+        "listens", function("def handle(event, context): print('EVENT ' + json.dumps(event), flush=True)")
+    )
     events = cloud.client("events")
     rule = events.put_rule(Name="to-function", EventPattern=json.dumps({"source": ["e.test"]}))["RuleArn"]
     events.put_targets(Rule="to-function", Targets=[{"Id": "f", "Arn": arn}])
@@ -128,7 +150,11 @@ def test_a_function_is_invoked_if_it_permits_the_rule(cloud: Cloud) -> None:
     time.sleep(0.4)
     assert "EVENT" not in cloud.lab("logs/listens")
     cloud.client("lambda").add_permission(
-        FunctionName="listens", StatementId="s", Action="lambda:InvokeFunction", Principal="events.amazonaws.com", SourceArn=rule
+        FunctionName="listens",
+        StatementId="s",
+        Action="lambda:InvokeFunction",
+        Principal="events.amazonaws.com",
+        SourceArn=rule,
     )
     put(cloud, "e.test", n=2)
     wait_until(lambda: '"detail": {"n": 2}' in cloud.lab("logs/listens"), 5, "the event")
@@ -184,7 +210,7 @@ def test_with_the_clock_on_a_schedule_fires_by_itself(tmp_path: Path) -> None:
 
 
 def states(ear: Ear, count: int) -> list[tuple[str, str]]:
-    found = sorted(ear.hears(count), key=lambda e: (e["time"]))
+    found = sorted(ear.hears(count), key=lambda e: e["time"])
     return [(e["detail"]["instance-id"], e["detail"]["state"]) for e in found]
 
 
@@ -217,7 +243,9 @@ def test_an_event_comes_after_the_call_was_answered(cloud: Cloud) -> None:
 
 def group(cloud: Cloud, name: str, size: int, **more: Any) -> None:
     ec2 = cloud.client("ec2")
-    ec2.create_launch_template(LaunchTemplateName=name, LaunchTemplateData={"ImageId": "ami-12345678", "InstanceType": "t3.micro", **more})
+    ec2.create_launch_template(
+        LaunchTemplateName=name, LaunchTemplateData={"ImageId": "ami-12345678", "InstanceType": "t3.micro", **more}
+    )
     cloud.client("autoscaling").create_auto_scaling_group(
         AutoScalingGroupName=name,
         LaunchTemplate={"LaunchTemplateName": name, "Version": "$Latest"},
@@ -226,8 +254,20 @@ def group(cloud: Cloud, name: str, size: int, **more: Any) -> None:
         DesiredCapacity=size,
         VPCZoneIdentifier=",".join(cloud.subnets()[:2]),
         Tags=[
-            {"Key": "Mirror", "Value": "true", "PropagateAtLaunch": True, "ResourceId": name, "ResourceType": "auto-scaling-group"},
-            {"Key": "Own", "Value": "x", "PropagateAtLaunch": False, "ResourceId": name, "ResourceType": "auto-scaling-group"},
+            {
+                "Key": "Mirror",
+                "Value": "true",
+                "PropagateAtLaunch": True,
+                "ResourceId": name,
+                "ResourceType": "auto-scaling-group",
+            },
+            {
+                "Key": "Own",
+                "Value": "x",
+                "PropagateAtLaunch": False,
+                "ResourceId": name,
+                "ResourceType": "auto-scaling-group",
+            },
         ],
     )
 
@@ -266,7 +306,11 @@ def test_a_terminated_member_is_replaced(cloud: Cloud) -> None:
     (before,) = members(cloud, "heals")
     cloud.client("ec2").terminate_instances(InstanceIds=[before["id"]])
     kinds = [e["detail-type"] for e in ear.hears(3)]
-    assert sorted(kinds) == ["EC2 Instance Launch Successful", "EC2 Instance Launch Successful", "EC2 Instance Terminate Successful"]
+    assert sorted(kinds) == [
+        "EC2 Instance Launch Successful",
+        "EC2 Instance Launch Successful",
+        "EC2 Instance Terminate Successful",
+    ]
     (after,) = members(cloud, "heals")
     assert after["id"] != before["id"]
 
@@ -277,7 +321,12 @@ def test_a_group_launches_the_version_that_it_names(cloud: Cloud) -> None:
     secure = ec2.create_security_group(GroupName="second", Description="x")["GroupId"]
     ec2.create_launch_template_version(
         LaunchTemplateName="versions",
-        LaunchTemplateData={"ImageId": "ami-12345678", "InstanceType": "m5.large", "SecurityGroupIds": [secure], "UserData": "aGk="},
+        LaunchTemplateData={
+            "ImageId": "ami-12345678",
+            "InstanceType": "m5.large",
+            "SecurityGroupIds": [secure],
+            "UserData": "aGk=",
+        },
     )
     cloud.client("autoscaling").set_desired_capacity(AutoScalingGroupName="versions", DesiredCapacity=1)
     (member,) = members(cloud, "versions")

@@ -11,9 +11,9 @@ import pytest
 from botocore.exceptions import ClientError
 from conftest import Cloud, function, package, wait_until
 
-# Answers every request as its properties `OnCreate`, `OnUpdate`, `OnDelete` say, and notes in its log what it was asked.
+# Answers every request as its properties `OnCreate`, `OnUpdate`, `OnDelete` say, and logs what it was asked.
 ANSWERS = function(
-    '''
+    """
 def handle(event, context):
     properties = event["ResourceProperties"]
     print("REQUEST " + json.dumps({"at": time.time(), **event}), flush=True)
@@ -25,9 +25,10 @@ def handle(event, context):
             "LogicalResourceId": event["LogicalResourceId"],
             "PhysicalResourceId": properties.get("Id", "constant"), "Data": {"Word": "told"}}
     if properties.get("Long"): body["Reason"] = "x" * 5000
-    request = urllib.request.Request(event["ResponseURL"], json.dumps(body).encode(), {"Content-Type": ""}, method="PUT")
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(event["ResponseURL"], data, {"Content-Type": ""}, method="PUT")
     urllib.request.urlopen(request).read()
-'''
+"""
 )
 
 
@@ -39,7 +40,11 @@ def service(cloud: Cloud) -> str:
 
 def requests(cloud: Cloud, stack: str) -> list[dict[str, Any]]:
     """What the function was asked for one stack."""
-    lines = [json.loads(line.removeprefix("REQUEST ")) for line in cloud.lab("logs/answers").splitlines() if line.startswith("REQUEST ")]
+    lines = [
+        json.loads(line.removeprefix("REQUEST "))
+        for line in cloud.lab("logs/answers").splitlines()
+        if line.startswith("REQUEST ")
+    ]
     return sorted((r for r in lines if f":stack/{stack}/" in r["StackId"]), key=lambda r: r["at"])
 
 
@@ -107,9 +112,14 @@ def test_without_a_dependency_no_order_is_kept(cloud: Cloud, service: str) -> No
 
 
 def test_a_custom_resource_is_asked_and_its_answer_awaited_and_used(cloud: Cloud, service: str) -> None:
-    custom = {"Type": "Custom::Thing", "Properties": {"ServiceToken": service, "Delay": "0.3", "Number": 7, "Truth": True}}
+    custom = {
+        "Type": "Custom::Thing",
+        "Properties": {"ServiceToken": service, "Delay": "0.3", "Number": 7, "Truth": True},
+    }
     told = {"Type": "AWS::SSM::Parameter", "Properties": {"Type": "String", "Value": {"Fn::GetAtt": ["Thing", "Word"]}}}
-    stack = deploy(cloud, "custom", {"Thing": custom, "Told": told}, template={"Outputs": {"Id": {"Value": {"Ref": "Thing"}}}})
+    stack = deploy(
+        cloud, "custom", {"Thing": custom, "Told": told}, template={"Outputs": {"Id": {"Value": {"Ref": "Thing"}}}}
+    )
     assert stack["StackStatus"] == "CREATE_COMPLETE"
     assert stack["Outputs"][0]["OutputValue"] == "constant"
     assert before(cloud, stack, ("Thing", "CREATE_COMPLETE"), ("Told", "CREATE_IN_PROGRESS"))
@@ -144,6 +154,19 @@ def test_an_update_asks_with_the_old_properties_and_a_new_id_deletes_the_old_one
     assert (cleanup["RequestType"], cleanup["PhysicalResourceId"]) == ("Delete", "constant")
 
 
+def test_a_failed_update_asks_the_custom_resource_to_go_back(cloud: Cloud, service: str) -> None:
+    def thing(**more: str) -> dict[str, Any]:
+        return {"Thing": {"Type": "Custom::Thing", "Properties": {"ServiceToken": service, **more}}}
+
+    deploy(cloud, "goes-back", thing(Colour="red"))
+    stack = deploy(cloud, "goes-back", thing(Colour="blue", OnUpdate="FAILED"), update=True)
+    assert stack["StackStatus"] == "UPDATE_ROLLBACK_COMPLETE"
+    _, failed, back = requests(cloud, "goes-back")
+    assert (failed["RequestType"], failed["ResourceProperties"]["Colour"]) == ("Update", "blue")
+    assert (back["RequestType"], back["ResourceProperties"]["Colour"]) == ("Update", "red")
+    assert back["OldResourceProperties"]["Colour"] == "blue"
+
+
 def test_an_unchanged_custom_resource_is_not_asked(cloud: Cloud, service: str) -> None:
     thing = {"Thing": {"Type": "Custom::Thing", "Properties": {"ServiceToken": service}}}
     deploy(cloud, "same", thing)
@@ -160,7 +183,9 @@ def test_an_unchanged_custom_resource_is_not_asked(cloud: Cloud, service: str) -
         ({"Long": "yes"}, "Response object is too long"),
     ],
 )
-def test_a_failed_create_rolls_back_and_sends_delete(cloud: Cloud, service: str, how: dict[str, str], said: str) -> None:
+def test_a_failed_create_rolls_back_and_sends_delete(
+    cloud: Cloud, service: str, how: dict[str, str], said: str
+) -> None:
     name = f"fails-{next(iter(how.values())).lower()}"
     thing = {"Type": "Custom::Thing", "DependsOn": "Queue", "Properties": {"ServiceToken": service, **how}}
     stack = deploy(cloud, name, {"Queue": QUEUE, "Thing": thing})
@@ -179,7 +204,11 @@ def test_a_function_that_crashes_fails_the_stack_with_its_own_words(cloud: Cloud
 
 
 def test_a_failed_delete_keeps_what_it_needs_and_can_be_repeated(cloud: Cloud, service: str) -> None:
-    thing = {"Type": "Custom::Thing", "DependsOn": "Queue", "Properties": {"ServiceToken": service, "OnDelete": "FAILED"}}
+    thing = {
+        "Type": "Custom::Thing",
+        "DependsOn": "Queue",
+        "Properties": {"ServiceToken": service, "OnDelete": "FAILED"},
+    }
     stack = deploy(cloud, "stuck", {"Queue": QUEUE, "Thing": thing, "Free": QUEUE})
     left = remove(cloud, stack)
     assert left["StackStatus"] == "DELETE_FAILED"
@@ -194,7 +223,10 @@ def test_a_failed_delete_keeps_what_it_needs_and_can_be_repeated(cloud: Cloud, s
 
 
 MIRROR = {
-    "Nlb": {"Type": "AWS::ElasticLoadBalancingV2::LoadBalancer", "Properties": {"Type": "network", "Scheme": "internal"}},
+    "Nlb": {
+        "Type": "AWS::ElasticLoadBalancingV2::LoadBalancer",
+        "Properties": {"Type": "network", "Scheme": "internal"},
+    },
     "Group": {
         "Type": "AWS::ElasticLoadBalancingV2::TargetGroup",
         "Properties": {
@@ -237,7 +269,11 @@ def mirror_stack(cloud: Cloud, name: str) -> dict[str, Any]:
     resources = json.loads(json.dumps(MIRROR))
     resources["Nlb"]["Properties"]["Subnets"] = cloud.subnets()[:2]
     resources["Group"]["Properties"]["VpcId"] = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
-    outputs = {"Target": {"Value": {"Ref": "Target"}}, "Filter": {"Value": {"Ref": "Filter"}}, "Nlb": {"Value": {"Ref": "Nlb"}}}
+    outputs = {
+        "Target": {"Value": {"Ref": "Target"}},
+        "Filter": {"Value": {"Ref": "Filter"}},
+        "Nlb": {"Value": {"Ref": "Nlb"}},
+    }
     return deploy(cloud, name, resources, template={"Outputs": outputs})
 
 
@@ -258,7 +294,7 @@ def test_a_mirror_target_behind_a_udp_listener_is_made_and_removed(cloud: Cloud)
     assert [r["DestinationPortRange"] for r in shown["IngressFilterRules"]] == [{"FromPort": 80, "ToPort": 80}]
     assert shown["NetworkServices"] == ["amazon-dns"]
     assert remove(cloud, stack)["StackStatus"] == "DELETE_COMPLETE"
-    with pytest.raises(ClientError, match="InvalidTrafficMirrorTargetId.NotFound"):
+    with pytest.raises(ClientError, match=r"InvalidTrafficMirrorTargetId\.NotFound"):
         ec2.describe_traffic_mirror_targets(TrafficMirrorTargetIds=[made["Target"]])
 
 
@@ -266,8 +302,8 @@ def test_a_target_in_use_leaves_the_stack_delete_failed_with_the_reason(cloud: C
     stack = mirror_stack(cloud, "in-use")
     made, ec2 = outputs(stack), cloud.client("ec2")
     session = ec2.create_traffic_mirror_session(
-        NetworkInterfaceId=cloud.interface(), TrafficMirrorTargetId=made["Target"], TrafficMirrorFilterId=made["Filter"],
-        SessionNumber=1,
+        NetworkInterfaceId=cloud.interface(), SessionNumber=1,
+        TrafficMirrorTargetId=made["Target"], TrafficMirrorFilterId=made["Filter"],
     )["TrafficMirrorSession"]["TrafficMirrorSessionId"]  # fmt: skip
     left = remove(cloud, stack)
     assert left["StackStatus"] == "DELETE_FAILED"
@@ -302,14 +338,19 @@ def test_a_failed_update_puts_everything_back(cloud: Cloud) -> None:
     ended = deploy(cloud, "back", resources(22, Fleet=broken), update=True)
     assert ended["StackStatus"] == "UPDATE_ROLLBACK_COMPLETE"
     url = outputs(stack)["Url"]
-    attributes = cloud.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout"])["Attributes"]
+    attributes = cloud.client("sqs").get_queue_attributes(QueueUrl=url, AttributeNames=["VisibilityTimeout"])[
+        "Attributes"
+    ]
     assert attributes == {"VisibilityTimeout": "11"}
 
 
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ({"A": {**QUEUE, "DependsOn": "B"}, "B": {**QUEUE, "DependsOn": "A"}}, r"Circular dependency between resources: \[A, B\]"),
+        (
+            {"A": {**QUEUE, "DependsOn": "B"}, "B": {**QUEUE, "DependsOn": "A"}},
+            r"Circular dependency between resources: \[A, B\]",
+        ),
         ({"A": {**QUEUE, "DependsOn": "Nobody"}}, r"Unresolved resource dependencies \[Nobody\]"),
         ({"A": {"Properties": {}}}, "must contain a Type member"),
         ({}, "At least one Resources member must be defined"),
@@ -323,7 +364,12 @@ def test_a_template_that_cannot_be_carried_out_is_refused(cloud: Cloud, body: di
 PARAMETERS = {
     "Size": {"Type": "Number", "MinValue": 2, "MaxValue": 9, "Default": 3},
     "Mode": {"Type": "String", "AllowedValues": ["on", "off"], "Default": "on"},
-    "Ports": {"Type": "String", "AllowedPattern": "^[0-9,]+$", "ConstraintDescription": "must be ports", "Default": "80"},
+    "Ports": {
+        "Type": "String",
+        "AllowedPattern": "^[0-9,]+$",
+        "ConstraintDescription": "must be ports",
+        "Default": "80",
+    },
     "Vpc": {"Type": "AWS::EC2::VPC::Id"},
     "Nets": {"Type": "List<AWS::EC2::Subnet::Id>"},
 }
@@ -331,7 +377,12 @@ RULE = {
     "NetsInVpc": {
         "Assertions": [
             {
-                "Assert": {"Fn::EachMemberIn": [{"Fn::ValueOfAll": ["AWS::EC2::Subnet::Id", "VpcId"]}, {"Fn::RefAll": "AWS::EC2::VPC::Id"}]},
+                "Assert": {
+                    "Fn::EachMemberIn": [
+                        {"Fn::ValueOfAll": ["AWS::EC2::Subnet::Id", "VpcId"]},
+                        {"Fn::RefAll": "AWS::EC2::VPC::Id"},
+                    ]
+                },
                 "AssertDescription": "a subnet is elsewhere",
             }
         ]
@@ -365,7 +416,9 @@ def test_a_wrong_parameter_is_refused(cloud: Cloud, wrong: dict[str, str], said:
 def test_roles_need_a_capability(cloud: Cloud) -> None:
     role = {"Type": "AWS::IAM::Role", "Properties": {"AssumeRolePolicyDocument": {}}}
     with pytest.raises(ClientError, match=r"Requires capabilities : \[CAPABILITY_IAM\]"):
-        cloud.client("cloudformation").create_stack(StackName="role", TemplateBody=json.dumps({"Resources": {"Role": role}}))
+        cloud.client("cloudformation").create_stack(
+            StackName="role", TemplateBody=json.dumps({"Resources": {"Role": role}})
+        )
 
 
 SERVERLESS = """
@@ -382,7 +435,10 @@ Resources:
       Handler: bootstrap
       Runtime: provided.al2023
       CodeUri: {Bucket: code-bucket, Key: echo.zip}
-      Environment: {Variables: {WORD: !Sub '${Word} from ${AWS::StackName}', LOUD: !If [Loud, 'yes', !Ref AWS::NoValue]}}
+      Environment:
+        Variables:
+          WORD: !Sub '${Word} from ${AWS::StackName}'
+          LOUD: !If [Loud, 'yes', !Ref AWS::NoValue]
 Outputs:
   Function: {Value: !Ref Echo}
 """
@@ -396,12 +452,19 @@ def test_a_serverless_template_makes_a_function_that_runs(cloud: Cloud) -> None:
     client = cloud.client("cloudformation")
     capabilities = ["CAPABILITY_IAM"]
     client.create_change_set(
-        StackName="serverless", ChangeSetName="first", ChangeSetType="CREATE", TemplateBody=SERVERLESS, Capabilities=capabilities
+        StackName="serverless",
+        ChangeSetName="first",
+        ChangeSetType="CREATE",
+        TemplateBody=SERVERLESS,
+        Capabilities=capabilities,
     )
     (review,) = client.describe_stacks(StackName="serverless")["Stacks"]
     assert review["StackStatus"] == "REVIEW_IN_PROGRESS"
     shown = client.describe_change_set(StackName="serverless", ChangeSetName="first")
-    assert {c["ResourceChange"]["ResourceType"] for c in shown["Changes"]} == {"AWS::Lambda::Function", "AWS::IAM::Role"}
+    assert {c["ResourceChange"]["ResourceType"] for c in shown["Changes"]} == {
+        "AWS::Lambda::Function",
+        "AWS::IAM::Role",
+    }
     client.execute_change_set(StackName="serverless", ChangeSetName="first")
     stack = settled(cloud, "serverless")
     assert stack["StackStatus"] == "CREATE_COMPLETE", reasons(cloud, stack, "CREATE_FAILED")
@@ -410,7 +473,11 @@ def test_a_serverless_template_makes_a_function_that_runs(cloud: Cloud) -> None:
     changed = [{"ParameterKey": "Word", "ParameterValue": "HELLO"}]
     for name, parameters, status in (("same", [], "FAILED"), ("other", changed, "CREATE_COMPLETE")):
         client.create_change_set(
-            StackName="serverless", ChangeSetName=name, TemplateBody=SERVERLESS, Parameters=parameters, Capabilities=capabilities
+            StackName="serverless",
+            ChangeSetName=name,
+            TemplateBody=SERVERLESS,
+            Parameters=parameters,
+            Capabilities=capabilities,
         )
         assert client.describe_change_set(StackName="serverless", ChangeSetName=name)["Status"] == status
     client.execute_change_set(StackName="serverless", ChangeSetName="other")

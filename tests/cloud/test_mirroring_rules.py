@@ -75,7 +75,9 @@ def test_an_interface_has_at_most_three_sessions(cloud: Cloud, mirror: SimpleNam
 def test_a_number_is_unique_on_an_interface_and_free_on_another(cloud: Cloud, mirror: SimpleNamespace) -> None:
     eni = cloud.interface()
     first = session(cloud, mirror, eni, 7)
-    with pytest.raises(ClientError, match=f"session number 7 is already being used by {first['TrafficMirrorSessionId']}"):
+    with pytest.raises(
+        ClientError, match=f"session number 7 is already being used by {first['TrafficMirrorSessionId']}"
+    ):
         session(cloud, mirror, eni, 7)
     assert session(cloud, mirror, cloud.interface(), 7)["SessionNumber"] == 7
 
@@ -96,7 +98,9 @@ def test_a_number_out_of_range_is_refused(cloud: Cloud, mirror: SimpleNamespace,
     assert code_of(cloud.client("ec2").create_traffic_mirror_session, **asked) == "InvalidParameterValue"
 
 
-@pytest.mark.parametrize("edge", [{"SessionNumber": 32766}, {"VirtualNetworkId": (1 << 24) - 1}, {"PacketLength": 8500}])
+@pytest.mark.parametrize(
+    "edge", [{"SessionNumber": 32766}, {"VirtualNetworkId": (1 << 24) - 1}, {"PacketLength": 8500}]
+)
 def test_the_last_number_of_a_range_is_accepted(cloud: Cloud, mirror: SimpleNamespace, edge: dict[str, int]) -> None:
     made = cloud.client("ec2").create_traffic_mirror_session(**(ask(mirror, cloud.interface()) | edge))
     assert edge.items() <= made["TrafficMirrorSession"].items()
@@ -177,7 +181,9 @@ def test_tags_of_another_resource_are_refused(cloud: Cloud, mirror: SimpleNamesp
 
 def test_describe_filters_and_pages(cloud: Cloud, mirror: SimpleNamespace) -> None:
     ec2 = cloud.client("ec2")
-    made = {session(cloud, mirror, cloud.interface(), 4000, Description="paged")["TrafficMirrorSessionId"] for _ in range(7)}
+    made = {
+        session(cloud, mirror, cloud.interface(), 4000, Description="paged")["TrafficMirrorSessionId"] for _ in range(7)
+    }
     filters = [{"Name": "description", "Values": ["pag*"]}, {"Name": "session-number", "Values": ["4000"]}]
     pages = list(
         ec2.get_paginator("describe_traffic_mirror_sessions").paginate(

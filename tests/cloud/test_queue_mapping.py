@@ -15,18 +15,18 @@ from conftest import Cloud, function, wait_until
 
 # Notes each batch as one line. A body {"fail": true} is reported, {"crash": true} raises, {"sleep": s} takes its time.
 WORKER = function(
-    '''
+    """
 def handle(event, context):
     records = [dict(json.loads(r["body"]), id=r["messageId"], count=r["attributes"]["ApproximateReceiveCount"])
                for r in event["Records"]]
-    started = time.time()
+    batch = {"at": time.time(), "records": records, "raw": event["Records"]}
     for record in records:
-        if record.get("crash"): print("BATCH " + json.dumps({"at": started, "records": records}), flush=True); raise ValueError("crash")
         time.sleep(record.get("sleep", 0))
-    print("BATCH " + json.dumps({"at": started, "until": time.time(), "records": records, "raw": event["Records"]}), flush=True)
+    print("BATCH " + json.dumps({**batch, "until": time.time()}), flush=True)
+    if any(r.get("crash") for r in records): raise ValueError("crash")
     if any(r.get("nonsense") for r in records): return {"batchItemFailures": [{"itemIdentifier": "no such id"}]}
     return {"batchItemFailures": [{"itemIdentifier": r["id"]} for r in records if r.get("fail")]}
-'''
+"""
 )
 
 
@@ -210,7 +210,9 @@ def test_setting_an_attribute_keeps_the_queues_policy(cloud: Cloud) -> None:
         ({"ScalingConfig": {"MaximumConcurrency": 1001}}, 60, "MaximumConcurrency must be between 2 and 1000"),
     ],
 )
-def test_a_mapping_that_lambda_would_refuse_is_refused(cloud: Cloud, mapping: dict[str, Any], visibility: int, said: str) -> None:
+def test_a_mapping_that_lambda_would_refuse_is_refused(
+    cloud: Cloud, mapping: dict[str, Any], visibility: int, said: str
+) -> None:
     name = f"refused-{uuid.uuid4().hex[:8]}"
     cloud.client("sqs").create_queue(QueueName=name, Attributes={"VisibilityTimeout": str(visibility)})
     cloud.create_function(name, WORKER, Timeout=10)

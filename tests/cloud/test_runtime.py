@@ -69,7 +69,9 @@ def test_a_function_that_exits_is_reported_with_its_status(cloud: Cloud) -> None
 
 
 def test_a_function_that_cannot_start_says_why(cloud: Cloud) -> None:
-    code = function("post('/init/error', {'errorType': 'Config', 'errorMessage': 'X is not set'}); sys.exit(1)\nhandle = None")
+    code = function(
+        "post('/init/error', {'errorType': 'Config', 'errorMessage': 'X is not set'}); sys.exit(1)\nhandle = None"
+    )
     cloud.create_function("misconfigured", code)
     answer = cloud.client("lambda").invoke(FunctionName="misconfigured")
     assert answer["FunctionError"] == "Unhandled"
@@ -84,11 +86,7 @@ def test_a_package_without_bootstrap_is_refused_in_one_line(cloud: Cloud) -> Non
 
 
 def test_a_timeout_ends_the_process_and_the_next_event_gets_a_new_one(cloud: Cloud) -> None:
-    code = function(
-        "def handle(event, context):\n"
-        "    if event.get('hang'): time.sleep(60)\n"
-        "    return os.getpid()"
-    )
+    code = function("def handle(event, context):\n    if event.get('hang'): time.sleep(60)\n    return os.getpid()")
     cloud.create_function("slow", code, Timeout=1)
     first = cloud.invoke("slow", {})
     started = time.monotonic()
@@ -178,9 +176,15 @@ def test_no_process_outlives_the_emulator(tmp_path: Path, number: signal.Signals
     try:
         cloud.create_function("orphan", function("def handle(event, context): return os.getpid()"))
         process = cloud.invoke("orphan", {})
-        cloud.create_function("busy", function("def handle(event, context): print(os.getpid(), flush=True); time.sleep(60)"), Timeout=60)
+        cloud.create_function(
+            "busy", function("def handle(event, context): print(os.getpid(), flush=True); time.sleep(60)"), Timeout=60
+        )
         cloud.client("lambda").invoke(FunctionName="busy", InvocationType="Event")
-        running = int(wait_until(lambda: [line for line in cloud.lab("logs/busy").split("\n") if line.isdecimal()], 5, "it to run")[0])
+        running = int(
+            wait_until(
+                lambda: [line for line in cloud.lab("logs/busy").split("\n") if line.isdecimal()], 5, "it to run"
+            )[0]
+        )
         assert alive(process) and alive(running)
         cloud.process.send_signal(number)
         code = cloud.process.wait(10)

@@ -31,7 +31,9 @@ def resources(cloud: Cloud) -> dict[str, str]:
 
 def rules(cloud: Cloud, filter_id: str) -> list[tuple[str, int, int]]:
     """Each ingress rule as (destination block, first port, last port), in the order of their numbers."""
-    (shown,) = cloud.client("ec2").describe_traffic_mirror_filters(TrafficMirrorFilterIds=[filter_id])["TrafficMirrorFilters"]
+    (shown,) = cloud.client("ec2").describe_traffic_mirror_filters(TrafficMirrorFilterIds=[filter_id])[
+        "TrafficMirrorFilters"
+    ]
     assert all(r["RuleAction"] == "accept" and r["Protocol"] == 6 for r in shown["IngressFilterRules"])
     return [
         (r["DestinationCidrBlock"], r["DestinationPortRange"]["FromPort"], r["DestinationPortRange"]["ToPort"])
@@ -49,17 +51,27 @@ def test_every_output_is_there(stack: SimpleNamespace) -> None:
 
 def test_the_target_is_a_network_load_balancer_with_a_udp_listener(cloud: Cloud, stack: SimpleNamespace) -> None:
     ec2, elb = cloud.client("ec2"), cloud.client("elbv2")
-    (target,) = ec2.describe_traffic_mirror_targets(TrafficMirrorTargetIds=[stack.out["MirrorTargetId"]])["TrafficMirrorTargets"]
+    (target,) = ec2.describe_traffic_mirror_targets(TrafficMirrorTargetIds=[stack.out["MirrorTargetId"]])[
+        "TrafficMirrorTargets"
+    ]
     arn = target["NetworkLoadBalancerArn"]
     (balancer,) = elb.describe_load_balancers(LoadBalancerArns=[arn])["LoadBalancers"]
     assert (balancer["Type"], balancer["Scheme"]) == ("network", "internal")
-    attributes = {a["Key"]: a["Value"] for a in elb.describe_load_balancer_attributes(LoadBalancerArn=arn)["Attributes"]}
+    attributes = {
+        a["Key"]: a["Value"] for a in elb.describe_load_balancer_attributes(LoadBalancerArn=arn)["Attributes"]
+    }
     assert attributes["load_balancing.cross_zone.enabled"] == "true"
     (listener,) = elb.describe_listeners(LoadBalancerArn=arn)["Listeners"]
     assert (listener["Protocol"], listener["Port"]) == ("UDP", 4789)
-    (group,) = elb.describe_target_groups(TargetGroupArns=[listener["DefaultActions"][0]["TargetGroupArn"]])["TargetGroups"]
+    (group,) = elb.describe_target_groups(TargetGroupArns=[listener["DefaultActions"][0]["TargetGroupArn"]])[
+        "TargetGroups"
+    ]
     assert (group["Protocol"], group["Port"]) == ("UDP", 4789)
-    assert (group["HealthCheckProtocol"], group["HealthCheckPort"], group["HealthCheckPath"]) == ("HTTP", "9445", "/healthz")
+    assert (group["HealthCheckProtocol"], group["HealthCheckPort"], group["HealthCheckPath"]) == (
+        "HTTP",
+        "9445",
+        "/healthz",
+    )
 
 
 def test_the_filter_has_two_rules_for_each_port(cloud: Cloud, stack: SimpleNamespace) -> None:
@@ -70,7 +82,9 @@ def test_the_filter_has_two_rules_for_each_port(cloud: Cloud, stack: SimpleNames
 
 def test_the_group_runs_one_rebuilder_in_each_subnet_behind_the_balancer(cloud: Cloud, stack: SimpleNamespace) -> None:
     name = stack.out["RebuilderGroup"]
-    (group,) = cloud.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[name])["AutoScalingGroups"]
+    (group,) = cloud.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[name])[
+        "AutoScalingGroups"
+    ]
     assert group["MinSize"] == 2
     members = [i for i in cloud.lab("network")["instances"] if i["asg"] == name]
     assert sorted(m["enis"][0]["subnet"] for m in members) == sorted(cloud.subnets()[:2])
@@ -160,7 +174,11 @@ def test_a_foreign_session_on_our_target_stops_the_removal_with_a_reason(cloud: 
     client.delete_stack(StackName=product.STACK)
     wait_until(lambda: product.status(cloud) == "DELETE_FAILED", 30, "the removal to fail")
     assert [s["id"] for s in product.sessions(cloud)] == [foreign]
-    failed = [e for e in client.describe_stack_events(StackName=product.STACK)["StackEvents"] if e["ResourceStatus"] == "DELETE_FAILED"]
+    failed = [
+        e
+        for e in client.describe_stack_events(StackName=product.STACK)["StackEvents"]
+        if e["ResourceStatus"] == "DELETE_FAILED"
+    ]
     assert any("TrafficMirrorTargetInUse" in e["ResourceStatusReason"] for e in failed)
     ec2.delete_traffic_mirror_session(TrafficMirrorSessionId=foreign)
 
@@ -179,6 +197,8 @@ def test_sam_delete_leaves_nothing(cloud: Cloud, stack: SimpleNamespace) -> None
     assert cloud.client("lambda").list_layers()["Layers"] == []
     assert cloud.client("sqs").list_queues().get("QueueUrls", []) == []
     assert cloud.client("events").list_rules()["Rules"] == []
-    assert [r["RoleName"] for r in cloud.client("iam").list_roles()["Roles"] if r["RoleName"].startswith(product.STACK)] == []
+    assert [
+        r["RoleName"] for r in cloud.client("iam").list_roles()["Roles"] if r["RoleName"].startswith(product.STACK)
+    ] == []
     # The mirrored instance is none of the stack's business.
     assert [i["enis"][0]["id"] for i in cloud.lab("network")["instances"]] == [stack.before]

@@ -86,7 +86,10 @@ def _serve(account: Account, options: argparse.Namespace) -> int:
         server = listen(options.host, options.port, account.application)
     except (OSError, SystemExit) as refused:
         # werkzeug prints its own advice and exits; the port is all that can be wrong.
-        print(f"emulator: cannot listen on {options.host}:{options.port}: {refused}; choose another --port", file=sys.stderr)
+        print(
+            f"emulator: cannot listen on {options.host}:{options.port}: {refused}; choose another --port",
+            file=sys.stderr,
+        )
         account.close()
         return 1
     threading.Thread(target=server.serve_forever, daemon=True).start()

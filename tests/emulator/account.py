@@ -30,7 +30,9 @@ class Account:
         route("PUT", custom.ROUTE, answers.answered)
         route("GET", "/_lab/network", lambda _path, _body: as_json(network.view()))
         route("GET", "/_lab/logs/", lambda name, _: (200, self._runtimes.logs(name).encode(), "text/plain"))
-        route("GET", "/_lab/environments/", lambda name, _: as_json({"environments": self._runtimes.environments(name)}))
+        route(
+            "GET", "/_lab/environments/", lambda name, _: as_json({"environments": self._runtimes.environments(name)})
+        )
 
         route("GET", "/_lab/events", lambda _path, _body: as_json(self._bus.counts()))
         route("POST", "/_lab/tick", lambda _path, _body: as_json({"fired": self._bus.tick()}))

@@ -1,7 +1,7 @@
 """The event bus: rules match events and deliver them to queues and functions; schedules fire when told to.
 
-A delivery needs what it needs on AWS: a queue policy, or a function's permission, that admits EventBridge from that very
-rule. Without it the event is lost, with one line in the log, as on AWS (FailedInvocations).
+A delivery needs what it needs on AWS: a queue policy, or a function's permission, that admits EventBridge from that
+very rule. Without it the event is lost, with one line in the log, as on AWS (FailedInvocations).
 """
 
 from __future__ import annotations
@@ -68,7 +68,15 @@ class Bus:
             return dict(self._counts)
 
     def tell(
-        self, account: str, region: str, *, source: str, kind: str, resources: list[str], detail: dict[str, Any], delay: float
+        self,
+        account: str,
+        region: str,
+        *,
+        source: str,
+        kind: str,
+        resources: list[str],
+        detail: dict[str, Any],
+        delay: float,
     ) -> None:
         """An event that AWS itself sends on the default bus, ``delay`` seconds from now."""
         event = {
@@ -124,7 +132,7 @@ class Bus:
                 log.exception("a delivery failed")
 
     def _keep_time(self, second: float) -> None:
-        """Fires ``rate(...)`` schedules on their own clock; a new one for the first time one period after it is seen."""
+        """Fires ``rate(...)`` schedules on their own clock; a new one first one period after it is seen."""
         while not self._closed:
             time.sleep(0.5 * second)
             now = time.monotonic() / second
@@ -238,7 +246,11 @@ def admits(statements: Iterable[dict[str, Any]], action: str, resource: str, sou
     allowed = False
     for statement in statements:
         principal = statement.get("Principal")
-        services = principal if isinstance(principal, str) else (principal or {}).get("Service") or (principal or {}).get("AWS")
+        services = (
+            principal
+            if isinstance(principal, str)
+            else (principal or {}).get("Service") or (principal or {}).get("AWS")
+        )
         if not any(p in ("*", "events.amazonaws.com") for p in _listed(services)):
             continue
         if not any(fnmatch.fnmatchcase(action.lower(), a.lower()) for a in _listed(statement.get("Action"))):
@@ -294,4 +306,4 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _iso(at: float) -> str:
-    return datetime.datetime.fromtimestamp(at, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

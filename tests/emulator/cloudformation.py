@@ -14,8 +14,9 @@ from moto.ec2.models import ec2_backends
 from moto.ssm.models import ssm_backends
 
 from .custom import CustomResources
+from .records import ChangeSet, Event, Refused, Resource, Stack
 from .resources.kind import Calls
-from .stacks import ChangeSet, Event, Refused, Resource, Stack, Stacks
+from .stacks import Stacks
 from .templates import Lookups, TemplateError, as_text, parse
 
 PAGE = 100
@@ -39,7 +40,9 @@ class _Service:
                     Calls(self._endpoint, region),
                     self._custom,
                     _lookups(account, region),
-                    lambda zones_of: sorted(z.name for z in ec2_backends[account][zones_of].describe_availability_zones()),
+                    lambda zones_of: sorted(
+                        z.name for z in ec2_backends[account][zones_of].describe_availability_zones()
+                    ),
                 )
             return self._regions[account, region]
 
@@ -140,7 +143,9 @@ class _Call:
             return None
 
 
-def _answering(service: _Service, action: Callable[[_Call], dict[str, Any]]) -> Callable[[CloudFormationResponse], ActionResult]:
+def _answering(
+    service: _Service, action: Callable[[_Call], dict[str, Any]]
+) -> Callable[[CloudFormationResponse], ActionResult]:
     def respond(self: CloudFormationResponse) -> ActionResult:
         try:
             return ActionResult(action(_Call(self, service)))
@@ -185,7 +190,8 @@ def _list_stacks(call: _Call) -> dict[str, Any]:
 def _stack(stack: Stack) -> dict[str, Any]:
     plan = stack.plan
     parameters = [] if plan is None else [
-        {"ParameterKey": name, "ParameterValue": plan.given.get(name, _joined(value))} for name, value in plan.parameters.items()
+        {"ParameterKey": name, "ParameterValue": plan.given.get(name, _joined(value))}
+        for name, value in plan.parameters.items()
     ]  # fmt: skip
     return {
         "StackId": stack.id,

@@ -1,7 +1,7 @@
 """EC2 instances and Auto Scaling groups, where moto differs from AWS in what mirroring sees.
 
-Launched interfaces lie in the default VPC, get IPv6 addresses, are deleted with their instance; groups spread over their
-subnets and launch the version that they name; and every change of state is told on the event bus.
+Launched interfaces lie in the default VPC, get IPv6 addresses, are deleted with their instance; groups spread over
+their subnets and launch the version that they name; and every change of state is told on the event bus.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def _install_instances() -> None:
     InstanceBackend.run_instances = run_instances
     Instance.start, Instance.stop, Instance.terminate = started, stopped, terminated
     # A terminated instance shows none of the interfaces that went with it.
-    Instance.network_interfaces = property(lambda self: [n for n in self.nics.values() if n.id in self.ec2_backend.enis])
+    Instance.network_interfaces = property(
+        lambda self: [n for n in self.nics.values() if n.id in self.ec2_backend.enis]
+    )
 
 
 def _default_subnet(backend: EC2Backend, zone: str | None) -> str | None:
@@ -115,7 +117,9 @@ def _tags_of(kwargs: dict[str, Any], template: dict[str, Any]) -> dict[str, str]
     return tags
 
 
-def _finish_interfaces(backend: EC2Backend, instance: Instance, asked: list[dict[str, Any]], tags: dict[str, str]) -> None:
+def _finish_interfaces(
+    backend: EC2Backend, instance: Instance, asked: list[dict[str, Any]], tags: dict[str, str]
+) -> None:
     by_index = {int(n.get("DeviceIndex", 0)): n for n in asked}
     for index, eni in instance.nics.items():
         specification = by_index.get(index, {})
@@ -156,7 +160,8 @@ def _install_interfaces() -> None:
         eni = self.ec2_backend.enis.get(self._get_param("NetworkInterfaceId"))
         if eni and eni.attachment_id:
             raise EC2ClientError(
-                "InvalidNetworkInterface.InUse", f"Network interface '{eni.id}' is currently in use by {eni.instance.id}."
+                "InvalidNetworkInterface.InUse",
+                f"Network interface '{eni.id}' is currently in use by {eni.instance.id}.",
             )
         return delete(self)
 
@@ -244,7 +249,11 @@ def _install_groups() -> None:
     def terminate_instance(self: AutoScalingBackend, instance_id: str, should_decrement: bool) -> Any:
         with _group_lock:
             group = next(
-                (g for g in self.autoscaling_groups.values() if any(s.instance.id == instance_id for s in g.instance_states)),
+                (
+                    g
+                    for g in self.autoscaling_groups.values()
+                    if any(s.instance.id == instance_id for s in g.instance_states)
+                ),
                 None,
             )
             activity = terminate(self, instance_id, should_decrement)
@@ -329,7 +338,7 @@ def _group_of(instance: Instance) -> FakeAutoScalingGroup | None:
 
 def _tell_group(group: FakeAutoScalingGroup, instance: Instance, launched: bool) -> None:
     """Shapes: Amazon EC2 Auto Scaling user guide, "Auto Scaling events and patterns for EventBridge"."""
-    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
     activity = str(uuid.uuid4())
     _bus.tell(
         group.account_id,

@@ -67,11 +67,15 @@ class CustomResources:
 
     def answered(self, path: str, body: bytes) -> tuple[int, bytes, str]:
         """What a PUT at a ResponseURL does: it is taken once, and an unknown URL is refused as an expired one is."""
-        token = path.split("?")[0]
+        token = path.split("?", maxsplit=1)[0]
         with self._lock:
             request = self._waiting.pop(token, None)
         if request is None:
-            return 403, b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>", "application/xml"
+            return (
+                403,
+                b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>",
+                "application/xml",
+            )
         request.answers.put(_read(request, body))
         return as_json({})
 
@@ -116,12 +120,19 @@ class CustomResources:
             raise FailedAnswer(answer, physical_id)
         found = answer.get("PhysicalResourceId") or physical_id
         if answer["Status"] == "FAILED":
-            raise FailedAnswer(f"Received response status [FAILED] from custom resource. Message returned: {answer.get('Reason')}", found)
+            raise FailedAnswer(
+                f"Received response status [FAILED] from custom resource. Message returned: {answer.get('Reason')}",
+                found,
+            )
         return Made(found, answer.get("Data") or {})
 
     def _url(self, token: str) -> str:
         # Of the form of a presigned URL, so that a client which drops the query is found out.
-        query = {"AWSAccessKeyId": "emulated", "Expires": str(int(time.time()) + 7200), "Signature": secrets.token_urlsafe(20)}
+        query = {
+            "AWSAccessKeyId": "emulated",
+            "Expires": str(int(time.time()) + 7200),
+            "Signature": secrets.token_urlsafe(20),
+        }
         return f"{self._endpoint}{ROUTE}{token}?{urllib.parse.urlencode(query)}"
 
 

@@ -96,9 +96,7 @@ def _invoke(self: LambdaFunction, body: Any, request_headers: Any, response_head
     return outcome.payload
 
 
-def _start_async(
-    function: LambdaFunction, payload: bytes, lost: Callable[[str], None] = lambda _error: None
-) -> None:
+def _start_async(function: LambdaFunction, payload: bytes, lost: Callable[[str], None] = lambda _error: None) -> None:
     config = next(iter(function.event_invoke_config), None)
     retries = ASYNC_RETRIES
     if config and config.config.get("MaximumRetryAttempts") is not None:
@@ -115,7 +113,7 @@ def _run_async(function: LambdaFunction, payload: bytes, retries: int, lost: Cal
             time.sleep(ASYNC_RETRY_DELAY)  # Lambda keeps a throttled event for hours; it is no attempt
             continue
         if outcome.error is None:
-            return
+            return None
         if attempt == retries:
             error = outcome.payload.decode(errors="replace")
             log.error("asynchronous event of %s is lost: %s", function.function_name, error)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 SESSION_NUMBERS = range(1, 32767)
-VIRTUAL_NETWORK_IDS = range(0, 2**24)
+VIRTUAL_NETWORK_IDS = range(2**24)
 RULE_NUMBERS = range(1, 32767)
 PACKET_LENGTHS = range(1, 8501)
 """Bytes of each packet that are mirrored, for a load balancer as target (CreateTrafficMirrorSession)."""
@@ -158,14 +158,16 @@ class Mirrors:
             if sum(bool(x) for x in (eni, nlb_arn, gwlb_endpoint)) != 1:
                 raise Refused(
                     "InvalidParameterCombination",
-                    "Exactly one of NetworkInterfaceId, NetworkLoadBalancerArn and GatewayLoadBalancerEndpointId is needed.",
+                    "One of NetworkInterfaceId, NetworkLoadBalancerArn, GatewayLoadBalancerEndpointId is needed.",
                 )
             if eni:
                 self._interface(eni)
                 if any(s.eni == eni for s in self.sessions.values()):
                     raise Refused(SOURCE_IS_TARGET, f"The network interface {eni} is the source of a session.")
             if nlb_arn and not self._world.load_balancer_exists(nlb_arn):
-                raise Refused("InvalidNetworkLoadBalancerArn.NotFound", f"The load balancer '{nlb_arn}' does not exist.")
+                raise Refused(
+                    "InvalidNetworkLoadBalancerArn.NotFound", f"The load balancer '{nlb_arn}' does not exist."
+                )
             self._room("TrafficMirrorTargetLimitExceeded", len(self.targets), self._limits.targets)
             return Target(new_id("tmt"), description, eni, nlb_arn, gwlb_endpoint)
 
@@ -206,7 +208,9 @@ class Mirrors:
             self._stop_here_if(dry_run)
             del self.filters[filter_id]
 
-    def modify_services(self, filter_id: str, add: Iterable[str], remove: Iterable[str], dry_run: bool = False) -> Filter:
+    def modify_services(
+        self, filter_id: str, add: Iterable[str], remove: Iterable[str], dry_run: bool = False
+    ) -> Filter:
         """Which AWS services are mirrored too; the API knows ``amazon-dns`` alone."""
         with self.lock:
             found = self._filter(filter_id)
@@ -397,7 +401,9 @@ class Mirrors:
         try:
             self._world.unsupported_because(eni)
         except KeyError:
-            raise Refused("InvalidNetworkInterfaceID.NotFound", f"The networkInterface ID '{eni}' does not exist") from None
+            raise Refused(
+                "InvalidNetworkInterfaceID.NotFound", f"The networkInterface ID '{eni}' does not exist"
+            ) from None
 
     def _target(self, target_id: str) -> Target:
         return _get(self.targets, target_id, "InvalidTrafficMirrorTargetId.NotFound", "traffic mirror target")
@@ -412,7 +418,9 @@ class Mirrors:
         for owner in self.filters.values():
             if rule_id in owner.rules:
                 return owner, owner.rules[rule_id]
-        raise Refused("InvalidTrafficMirrorFilterRuleId.NotFound", f"The traffic mirror filter rule ID '{rule_id}' does not exist")
+        raise Refused(
+            "InvalidTrafficMirrorFilterRuleId.NotFound", f"The traffic mirror filter rule ID '{rule_id}' does not exist"
+        )
 
     def _check_session(self, session: Session) -> None:
         target = self._target(session.target_id)
@@ -435,9 +443,11 @@ class Mirrors:
         _one_of("RuleAction", rule.action, ("accept", "reject"))
         families = {_cidr("SourceCidrBlock", rule.source_cidr), _cidr("DestinationCidrBlock", rule.destination_cidr)}
         if len(families) > 1:
-            raise Refused("InvalidParameterValue", "SourceCidrBlock and DestinationCidrBlock are of different families.")
+            raise Refused(
+                "InvalidParameterValue", "SourceCidrBlock and DestinationCidrBlock are of different families."
+            )
         if rule.protocol is not None:
-            _within("Protocol", rule.protocol, range(0, 256))
+            _within("Protocol", rule.protocol, range(256))
         for name, ports in (("SourcePortRange", rule.source_ports), ("DestinationPortRange", rule.destination_ports)):
             if ports is None:
                 continue

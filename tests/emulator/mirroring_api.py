@@ -162,15 +162,13 @@ class _Call:
         }
 
     def tagged(self, resource: str, made_id: str) -> None:
-        if tags := self.tags(resource):
-            # A repeated token finds the tags in place, and must not undo what happened to them since.
-            if made_id not in self.backend.tags:
-                self.backend.create_tags([made_id], tags)
+        tags = self.tags(resource)
+        # A repeated token finds the tags in place, and must not undo what happened to them since.
+        if tags and made_id not in self.backend.tags:
+            self.backend.create_tags([made_id], tags)
 
     def tag_list(self, made_id: str) -> list[dict[str, str]]:
-        # `in` before `[]`: moto's dict grows an entry for each id that it is asked for.
-        tags = self.backend.tags[made_id] if made_id in self.backend.tags else {}
-        return [{"Key": key, "Value": value} for key, value in tags.items()]
+        return [{"Key": key, "Value": value} for key, value in self.backend.tags.get(made_id, {}).items()]
 
     def untagged(self, gone_id: str) -> None:
         self.backend.tags.pop(gone_id, None)

@@ -31,9 +31,9 @@ def _instances(backend: EC2Backend) -> list[dict[str, Any]]:
         {
             "id": instance.id,
             "state": instance.state,
-            "asg": backend.tags[instance.id].get(GROUP_TAG) if instance.id in backend.tags else None,
+            "asg": backend.tags.get(instance.id, {}).get(GROUP_TAG),
             "launched_at": instance.launch_time.timestamp(),
-            "tags": dict(backend.tags[instance.id]) if instance.id in backend.tags else {},
+            "tags": dict(backend.tags.get(instance.id, {})),
             "enis": [
                 {
                     "id": eni.id,

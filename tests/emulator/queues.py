@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from moto.awslambda.models import EventSourceMapping, LambdaBackend
 from moto.awslambda.exceptions import LambdaClientError
+from moto.awslambda.models import EventSourceMapping, LambdaBackend
 from moto.sqs.exceptions import QueueDoesNotExist, ReceiptHandleIsInvalid
 from moto.sqs.models import Message, Queue, SQSBackend, sqs_backends
 
@@ -84,7 +84,9 @@ def _check(backend: LambdaBackend, spec: dict[str, Any]) -> None:
             f"Function timeout: {function.timeout} seconds"
         )
     if int(spec.get("BatchSize") or 10) > 10 and not int(spec.get("MaximumBatchingWindowInSeconds") or 0):
-        raise _invalid("Maximum batch window in seconds must be greater than 0 if maximum batch size is greater than 10")
+        raise _invalid(
+            "Maximum batch window in seconds must be greater than 0 if maximum batch size is greater than 10"
+        )
     limit = (spec.get("ScalingConfig") or {}).get("MaximumConcurrency")
     if limit is not None and not 2 <= int(limit) <= 1000:
         raise _invalid(f"MaximumConcurrency must be between 2 and 1000, not {limit}")
@@ -254,7 +256,9 @@ def _make_queues_safe() -> None:
 
     change = SQSBackend.change_message_visibility
 
-    def change_message_visibility(self: SQSBackend, queue_name: str, receipt_handle: str, visibility_timeout: int) -> None:
+    def change_message_visibility(
+        self: SQSBackend, queue_name: str, receipt_handle: str, visibility_timeout: int
+    ) -> None:
         queue = self.get_queue(queue_name)
         with queue._messages_lock:
             change(self, queue_name, receipt_handle, visibility_timeout)

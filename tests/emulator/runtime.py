@@ -97,7 +97,7 @@ class Environment:
         self._closed = False
         self._lock = threading.Lock()
         self._log_file = log_file
-        self._output = open(log_file, "ab", buffering=0)
+        self._output = open(log_file, "ab", buffering=0)  # closed by close()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(self))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -134,9 +134,14 @@ class Environment:
                 self._current = None
         spent = (time.monotonic() - started) * 1000
         self._say(f"END RequestId: {call.request_id}")
-        self._say(f"REPORT RequestId: {call.request_id}\tDuration: {spent:.2f} ms\tMemory Size: {self.function.memory} MB")
+        self._say(
+            f"REPORT RequestId: {call.request_id}\tDuration: {spent:.2f} ms\tMemory Size: {self.function.memory} MB"
+        )
         if error is None and len(body) > MAX_PAYLOAD:
-            body = failure("Function.ResponseSizeTooLarge", f"Response payload size ({len(body)} bytes) exceeded maximum allowed payload size ({MAX_PAYLOAD} bytes).")
+            body = failure(
+                "Function.ResponseSizeTooLarge",
+                f"Response payload size ({len(body)} bytes) exceeded the maximum of {MAX_PAYLOAD} bytes.",
+            )
             error = "Unhandled"
         return Outcome(body, error, call.request_id, self._tail(log_start))
 
@@ -190,13 +195,19 @@ class Environment:
                 return call.answers.get()
             if time.monotonic() > deadline:
                 threading.Thread(target=self.close, daemon=True).start()
-                return failure("Sandbox.Timedout", f"RequestId: {call.request_id} Error: Task timed out after {INIT_TIMEOUT:.2f} seconds"), "Unhandled"
+                return failure(
+                    "Sandbox.Timedout",
+                    f"RequestId: {call.request_id} Error: Task timed out after {INIT_TIMEOUT:.2f} seconds",
+                ), "Unhandled"
         try:
             return call.answers.get(timeout=self.function.timeout)
         except queue.Empty:
             self._say(f"{call.request_id} Task timed out after {self.function.timeout:.2f} seconds")
             threading.Thread(target=self.close, daemon=True).start()
-            return failure("Sandbox.Timedout", f"RequestId: {call.request_id} Error: Task timed out after {self.function.timeout:.2f} seconds"), "Unhandled"
+            return failure(
+                "Sandbox.Timedout",
+                f"RequestId: {call.request_id} Error: Task timed out after {self.function.timeout:.2f} seconds",
+            ), "Unhandled"
 
     def _watch(self) -> None:
         self._process.wait()
@@ -273,6 +284,7 @@ def _handler_for(environment: Environment) -> type[BaseHTTPRequestHandler]:
                 return None
             function = environment.function
             deadline = int((time.time() + function.timeout) * 1000)
+            trace = f"Root=1-{int(time.time()):08x}-{call.request_id.replace('-', '')[:24]};Sampled=0"
             return self._reply(
                 200,
                 call.payload,
@@ -281,7 +293,7 @@ def _handler_for(environment: Environment) -> type[BaseHTTPRequestHandler]:
                     "Lambda-Runtime-Aws-Request-Id": call.request_id,
                     "Lambda-Runtime-Deadline-Ms": str(deadline),
                     "Lambda-Runtime-Invoked-Function-Arn": function.arn,
-                    "Lambda-Runtime-Trace-Id": f"Root=1-{int(time.time()):08x}-{call.request_id.replace('-', '')[:24]};Sampled=0",
+                    "Lambda-Runtime-Trace-Id": trace,
                 },
             )
 
@@ -400,7 +412,9 @@ class Runtimes:
             shutil.rmtree(staging, ignore_errors=True)
         return directory
 
-    def spawn(self, command: list[str], variables: dict[str, str], directory: Path, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    def spawn(
+        self, command: list[str], variables: dict[str, str], directory: Path, output: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
         def start() -> subprocess.Popen[bytes]:
             return subprocess.Popen(
                 # Should the emulator be killed outright, the kernel ends the function for it.

@@ -42,7 +42,7 @@ class Application:
         for (method, prefix), handler in self._routes.items():
             if environ["REQUEST_METHOD"] == method and path.startswith(prefix):
                 return self._answer(handler, path.removeprefix(prefix), environ, start_response)
-        status, body, kind = as_json({"error": f"no such path: {path}"}, 404)
+        _, body, kind = as_json({"error": f"no such path: {path}"})
         start_response("404 Not Found", [("Content-Type", kind), ("Content-Length", str(len(body)))])
         return [body]
 

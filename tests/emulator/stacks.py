@@ -6,17 +6,16 @@ ask for does not come about by luck.
 
 from __future__ import annotations
 
-import datetime
 import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from typing import Any
 
 from . import sam, templates
 from .custom import CustomResources, FailedAnswer
+from .records import ChangeSet, Event, Plan, Refused, Resource, Stack, now
 from .resources import TYPES, Context, Failed, Kind, Made
 from .resources.kind import Calls, Properties, reason
 from .templates import Lookups, Scope, TemplateError
@@ -29,111 +28,25 @@ PATIENCE = 5.0
 """Seconds that a call waits for its own work to end before it is answered. Clients look every 5 to 30 seconds: what is
 done sooner they then see at their first look."""
 NEEDS_CAPABILITY = ("AWS::IAM::Role", "AWS::IAM::Policy", "AWS::IAM::ManagedPolicy", "AWS::IAM::InstanceProfile")
+NOTHING_CHANGED = (
+    "The submitted information didn't contain changes. Submit different information to create a change set."
+)
+"""The words by which `sam deploy` knows that there is nothing to do."""
 STACK = "AWS::CloudFormation::Stack"
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.timezone.utc)
-
-
-class Refused(Exception):
-    """CloudFormation refuses the call itself."""
-
-    def __init__(self, message: str, code: str = "ValidationError"):
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass(frozen=True)
-class Event:
-    stack_id: str
-    stack_name: str
-    logical_id: str
-    physical_id: str
-    type: str
-    status: str
-    reason: str | None
-    id: str = field(default_factory=lambda: str(uuid.uuid4()))
-    at: datetime.datetime = field(default_factory=_now)
-
-
-@dataclass
-class Resource:
-    """A resource of a stack as it is, with what it was made from."""
-
-    logical_id: str
-    type: str
-    made: Made
-    properties: Properties
-    needs: set[str]
-    policy: str
-    """Its DeletionPolicy."""
-    status: str
-    at: datetime.datetime = field(default_factory=_now)
-    reason: str | None = None
-
-
-@dataclass
-class Plan:
-    """A template with its parameters, ready to be carried out."""
-
-    source: str
-    """As the user gave it."""
-    template: dict[str, Any]
-    """After the transform."""
-    given: dict[str, str]
-    parameters: dict[str, Any]
-    conditions: dict[str, bool]
-    included: set[str]
-    graph: dict[str, set[str]]
-
-    def same_as(self, other: Plan | None) -> bool:
-        return other is not None and (self.template, self.parameters) == (other.template, other.parameters)
-
-
-@dataclass
-class ChangeSet:
-    id: str
-    name: str
-    kind: str
-    plan: Plan
-    status: str = "CREATE_COMPLETE"
-    execution: str = "AVAILABLE"
-    reason: str | None = None
-    changes: list[dict[str, Any]] = field(default_factory=list)
-    at: datetime.datetime = field(default_factory=_now)
-    description: str | None = None
-    tags: list[dict[str, str]] = field(default_factory=list)
-    capabilities: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Stack:
-    name: str
-    id: str
-    status: str
-    reason: str | None = None
-    plan: Plan | None = None
-    resources: dict[str, Resource] = field(default_factory=dict)
-    events: list[Event] = field(default_factory=list)
-    change_sets: dict[str, ChangeSet] = field(default_factory=dict)
-    outputs: list[dict[str, str]] = field(default_factory=list)
-    tags: list[dict[str, str]] = field(default_factory=list)
-    capabilities: list[str] = field(default_factory=list)
-    disable_rollback: bool = False
-    created: datetime.datetime = field(default_factory=_now)
-    updated: datetime.datetime | None = None
-    deleted: datetime.datetime | None = None
-
-    @property
-    def busy(self) -> bool:
-        return self.status.endswith("_IN_PROGRESS") and self.status != "REVIEW_IN_PROGRESS"
 
 
 class Stacks:
     """All stacks of one region of one account."""
 
-    def __init__(self, account: str, region: str, call: Calls, custom: CustomResources, lookups: Lookups, zones: Callable[[str], list[str]]):
+    def __init__(
+        self,
+        account: str,
+        region: str,
+        call: Calls,
+        custom: CustomResources,
+        lookups: Lookups,
+        zones: Callable[[str], list[str]],
+    ):
         self._account = account
         self._region = region
         self._call = call
@@ -215,13 +128,24 @@ class Stacks:
 
     # -- change sets -----------------------------------------------------------------------------------------------
 
-    def create_change_set(self, name: str, change_set: str, kind: str, source: str | None, given: dict[str, str], options: dict[str, Any], description: str | None) -> tuple[Stack, ChangeSet]:
+    def create_change_set(
+        self,
+        name: str,
+        change_set: str,
+        kind: str,
+        source: str | None,
+        given: dict[str, str],
+        options: dict[str, Any],
+        description: str | None,
+    ) -> tuple[Stack, ChangeSet]:
         with self._lock:
             if kind == "UPDATE":
                 stack = self.find(name)
                 _must_be_updatable(stack)
             else:
-                stack = next((s for s in self._stacks.values() if s.name == name and s.status == "REVIEW_IN_PROGRESS"), None)
+                stack = next(
+                    (s for s in self._stacks.values() if s.name == name and s.status == "REVIEW_IN_PROGRESS"), None
+                )
                 if stack is None:
                     self._must_be_free(name)
                     stack = Stack(name, self._new_id(name), "REVIEW_IN_PROGRESS")
@@ -242,9 +166,7 @@ class Stacks:
             )
             if kind == "UPDATE" and plan.same_as(stack.plan):
                 made.status, made.execution = "FAILED", "UNAVAILABLE"
-                made.reason = (
-                    "The submitted information didn't contain changes. Submit different information to create a change set."
-                )
+                made.reason = NOTHING_CHANGED
             if stack.id not in self._stacks:
                 self._stacks[stack.id] = stack
                 self._say(stack, stack.name, stack.id, STACK, "REVIEW_IN_PROGRESS", "User Initiated")
@@ -264,7 +186,8 @@ class Stacks:
         with self._lock:
             if made.execution != "AVAILABLE" or stack.busy:
                 raise Refused(
-                    f"ChangeSet [{made.id}] cannot be executed in its current status of [{made.status}]", "InvalidChangeSetStatus"
+                    f"ChangeSet [{made.id}] cannot be executed in its current status of [{made.status}]",
+                    "InvalidChangeSetStatus",
                 )
             made.execution = "EXECUTE_IN_PROGRESS"
             _adopt(stack, {"tags": made.tags, "capabilities": made.capabilities, "disable_rollback": disable_rollback})
@@ -315,44 +238,53 @@ class Stacks:
         self._turn(stack, "ROLLBACK_IN_PROGRESS", f"{why}Rollback requested by user.")
         left = self._remove(stack, stack.resources, undoing=True)
         if left:
-            return self._turn(stack, "ROLLBACK_FAILED", f"The following resource(s) failed to delete: [{', '.join(left)}]. ")
+            return self._turn(
+                stack, "ROLLBACK_FAILED", f"The following resource(s) failed to delete: [{', '.join(left)}]. "
+            )
         return self._turn(stack, "ROLLBACK_COMPLETE")
 
     def _update(self, stack: Stack, plan: Plan) -> None:
         self._turn(stack, "UPDATE_IN_PROGRESS", "User Initiated")
         before, old = stack.plan, dict(stack.resources)
         replaced: dict[str, Resource] = {}
-        failed = self._walk(plan.graph, lambda name: self._change(stack, plan, name, replaced), stop=True)
+        attempted: dict[str, Properties] = {}
+        failed = self._walk(plan.graph, lambda name: self._change(stack, plan, name, replaced, attempted), stop=True)
         if failed:
             why = f"The following resource(s) failed to update: [{', '.join(sorted(failed))}]. "
-            return self._undo(stack, before, old, plan, why)
+            return self._undo(stack, before, old, attempted, why)
         stack.plan = plan
-        stack.updated = _now()
+        stack.updated = now()
         obsolete = {name: old[name] for name in old if name not in plan.included}
         self._turn(stack, "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS")
         self._remove(stack, replaced, forget=False)
         self._remove(stack, obsolete)
         return self._finish(stack, plan, "UPDATE_COMPLETE")
 
-    def _undo(self, stack: Stack, before: Plan | None, old: dict[str, Resource], plan: Plan, why: str) -> None:
+    def _undo(
+        self, stack: Stack, before: Plan | None, old: dict[str, Resource], attempted: dict[str, Properties], why: str
+    ) -> None:
         self._turn(stack, "UPDATE_ROLLBACK_IN_PROGRESS", why)
         failed: dict[str, Exception] = {}
         if before:
-            failed = self._walk(before.graph, lambda name: self._restore(stack, name, old), stop=False)
+            failed = self._walk(before.graph, lambda name: self._restore(stack, name, old, attempted), stop=False)
         new = {n: r for n, r in stack.resources.items() if n not in old or r.made.id != old[n].made.id}
         left = self._remove(stack, new, forget=False, undoing=True)
         stack.resources = {name: old[name] for name in old}
         if failed or left:
             names = ", ".join(sorted({*failed, *left}))
-            return self._turn(stack, "UPDATE_ROLLBACK_FAILED", f"The following resource(s) failed to update: [{names}]. ")
+            return self._turn(
+                stack, "UPDATE_ROLLBACK_FAILED", f"The following resource(s) failed to update: [{names}]. "
+            )
         return self._turn(stack, "UPDATE_ROLLBACK_COMPLETE")
 
     def _delete(self, stack: Stack) -> None:
         self._turn(stack, "DELETE_IN_PROGRESS", "User Initiated")
         left = self._remove(stack, stack.resources)
         if left:
-            return self._turn(stack, "DELETE_FAILED", f"The following resource(s) failed to delete: [{', '.join(left)}]. ")
-        stack.deleted = _now()
+            return self._turn(
+                stack, "DELETE_FAILED", f"The following resource(s) failed to delete: [{', '.join(left)}]. "
+            )
+        stack.deleted = now()
         stack.resources, stack.outputs = {}, []
         return self._turn(stack, "DELETE_COMPLETE")
 
@@ -391,13 +323,17 @@ class Stacks:
             if isinstance(failed, FailedAnswer):
                 # A custom resource may have made something before it failed: the rollback sends it Delete.
                 with self._lock:
-                    stack.resources[name] = _resource(plan, name, Made(failed.physical_id), properties, "CREATE_FAILED", why)
+                    stack.resources[name] = _resource(
+                        plan, name, Made(failed.physical_id), properties, "CREATE_FAILED", why
+                    )
             raise Failed(why) from failed
         with self._lock:
             stack.resources[name] = _resource(plan, name, made, properties, "CREATE_COMPLETE")
         self._say(stack, name, made.id, kind, "CREATE_COMPLETE")
 
-    def _change(self, stack: Stack, plan: Plan, name: str, replaced: dict[str, Resource]) -> None:
+    def _change(
+        self, stack: Stack, plan: Plan, name: str, replaced: dict[str, Resource], attempted: dict[str, Properties]
+    ) -> None:
         held = stack.resources.get(name)
         if held is None:
             return self._make(stack, plan, name)
@@ -417,6 +353,8 @@ class Stacks:
             made = self._changed(self._context(stack, name), kind, held, properties)
         except Exception as failed:
             why = _expected(failed)
+            with self._lock:
+                attempted[name] = properties
             self._say(stack, name, held.made.id, kind, "UPDATE_FAILED", why)
             raise Failed(why) from failed
         with self._lock:
@@ -426,12 +364,24 @@ class Stacks:
         self._say(stack, name, made.id, kind, "UPDATE_COMPLETE")
         return None
 
-    def _restore(self, stack: Stack, name: str, old: dict[str, Resource]) -> None:
-        """Puts a changed resource back to what it was; a replaced one still exists as it was."""
-        now, before = stack.resources.get(name), old.get(name)
-        if now is None or before is None or now.made.id != before.made.id or now.properties == before.properties:
+    def _restore(self, stack: Stack, name: str, old: dict[str, Resource], attempted: dict[str, Properties]) -> None:
+        """Puts a changed resource back to what it was; a replaced one still exists as it was.
+
+        A custom resource whose update failed may have done half of it, so it is asked too.
+        """
+        current, before = stack.resources.get(name), old.get(name)
+        if before and name in attempted and _is_custom(before.type):
+            context = self._context(stack, name)
+            self._custom.update(context, before.type, before.made, attempted[name], before.properties)
             return
-        self._changed(self._context(stack, name), before.type, now, before.properties)
+        if (
+            current is None
+            or before is None
+            or current.made.id != before.made.id
+            or current.properties == before.properties
+        ):
+            return
+        self._changed(self._context(stack, name), before.type, current, before.properties)
 
     def _made(self, context: Context, kind: str, properties: Properties) -> Made:
         if _is_custom(kind):
@@ -446,7 +396,9 @@ class Stacks:
         update = _known(kind).update
         return update(context, held.made, held.properties, properties) if update else held.made
 
-    def _remove(self, stack: Stack, resources: dict[str, Resource], *, forget: bool = True, undoing: bool = False) -> list[str]:
+    def _remove(
+        self, stack: Stack, resources: dict[str, Resource], *, forget: bool = True, undoing: bool = False
+    ) -> list[str]:
         """Removes resources, each after those that need it. Gives those that stay because a removal was refused."""
         held = dict(resources)
         graph = templates.reversed_graph({name: r.needs & held.keys() for name, r in held.items()})
@@ -476,7 +428,7 @@ class Stacks:
                 _known(kind).remove(context, made, resource.properties)
         except Exception as failed:
             why = _expected(failed)
-            resource.status, resource.reason, resource.at = "DELETE_FAILED", why, _now()
+            resource.status, resource.reason, resource.at = "DELETE_FAILED", why, now()
             self._say(stack, name, made.id, kind, "DELETE_FAILED", why)
             raise Failed(why) from failed
         self._say(stack, name, made.id, kind, "DELETE_COMPLETE")
@@ -533,7 +485,9 @@ class Stacks:
         def attribute(name: str, wanted: str) -> Any:
             attributes = held(name).made.attributes
             if wanted not in attributes:
-                raise TemplateError(f"Template error: resource {name} does not support attribute type {wanted} in Fn::GetAtt")
+                raise TemplateError(
+                    f"Template error: resource {name} does not support attribute type {wanted} in Fn::GetAtt"
+                )
             return attributes[wanted]
 
         scope.resource, scope.attribute = lambda name: held(name).made.id, attribute
@@ -554,7 +508,9 @@ class Stacks:
             stack.status, stack.reason = status, why
         self._say(stack, stack.name, stack.id, STACK, status, why)
 
-    def _say(self, stack: Stack, logical_id: str, physical_id: str, kind: str, status: str, why: str | None = None) -> None:
+    def _say(
+        self, stack: Stack, logical_id: str, physical_id: str, kind: str, status: str, why: str | None = None
+    ) -> None:
         level = logging.WARNING if status.endswith("FAILED") else logging.INFO
         log.log(level, "%s %s %s%s", stack.name, logical_id, status, f": {why}" if why else "")
         with self._lock:
@@ -578,7 +534,9 @@ def _known(kind: str) -> Kind:
     return TYPES[kind]
 
 
-def _resource(plan: Plan, name: str, made: Made, properties: Properties, status: str, why: str | None = None) -> Resource:
+def _resource(
+    plan: Plan, name: str, made: Made, properties: Properties, status: str, why: str | None = None
+) -> Resource:
     declared = plan.template["Resources"][name]
     policy = str(declared.get("DeletionPolicy", "Delete"))
     return Resource(name, declared["Type"], made, properties, set(plan.graph[name]), policy, status, reason=why)
@@ -608,7 +566,11 @@ def _must_be_updatable(stack: Stack) -> None:
 def _check_capabilities(plan: Plan, held: list[str], *, direct: bool) -> None:
     resources = [plan.template["Resources"][name] for name in plan.included]
     roles = [r for r in resources if r["Type"] in NEEDS_CAPABILITY]
-    named = [r for r in roles if {"RoleName", "ManagedPolicyName", "InstanceProfileName"} & (r.get("Properties") or {}).keys()]
+    named = [
+        r
+        for r in roles
+        if {"RoleName", "ManagedPolicyName", "InstanceProfileName"} & (r.get("Properties") or {}).keys()
+    ]
     wanted = "CAPABILITY_NAMED_IAM" if named else "CAPABILITY_IAM" if roles else None
     if wanted and wanted not in held and "CAPABILITY_NAMED_IAM" not in held:
         raise Refused(f"Requires capabilities : [{wanted}]", "InsufficientCapabilitiesException")

@@ -64,7 +64,9 @@ def parse(text: str) -> dict[str, Any]:
         raise TemplateError("Template format error: At least one Resources member must be defined.")
     for name, resource in found["Resources"].items():
         if not isinstance(resource, dict) or "Type" not in resource:
-            raise TemplateError(f"Template format error: [/Resources/{name}] Every Resources object must contain a Type member.")
+            raise TemplateError(
+                f"Template format error: [/Resources/{name}] Every Resources object must contain a Type member."
+            )
     return found
 
 
@@ -365,9 +367,8 @@ def check_rules(template: dict[str, Any], scope: Scope, lookups: Lookups) -> Non
             continue
         for assertion in rule.get("Assertions", []):
             if not evaluate(assertion["Assert"]):
-                raise TemplateError(
-                    f"Template validation error: Rule {name} failed: {assertion.get('AssertDescription', 'assertion failed')}"
-                )
+                described = assertion.get("AssertDescription", "an assertion failed")
+                raise TemplateError(f"Template validation error: Rule {name} failed: {described}")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -407,14 +408,15 @@ def dependencies(resources: dict[str, Any], included: set[str], conditions_: dic
                 yield from named(argument)
 
     graph = {}
-    for name in resources:
+    for name, resource in resources.items():
         if name not in included:
             continue
-        resource = resources[name]
         explicit = _as_list(resource.get("DependsOn") or [])
         for wanted in explicit:
             if wanted not in resources:
-                raise TemplateError(f"Template format error: Unresolved resource dependencies [{wanted}] in the Resources block")
+                raise TemplateError(
+                    f"Template format error: Unresolved resource dependencies [{wanted}] in the Resources block"
+                )
         policies = [resource.get(key) for key in ("Properties", "CreationPolicy", "UpdatePolicy")]
         graph[name] = {n for n in itertools.chain(explicit, named(policies)) if n in included and n != name}
     _check_acyclic(graph)

@@ -1,7 +1,7 @@
 """How each CloudFormation type is made, changed and removed: by the calls of its service's own API.
 
-So CloudFormation gets what any client would get, refusals included. A type that is not in ``TYPES`` is not emulated, and
-a property that the API does not know is an error: nothing is ignored in silence.
+So CloudFormation gets what any client would get, refusals included. A type that is not in ``TYPES`` is not emulated,
+and a property that the API does not know is an error: nothing is ignored in silence.
 """
 
 from __future__ import annotations

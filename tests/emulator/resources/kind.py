@@ -59,10 +59,12 @@ class Calls:
 
 
 def as_shape(value: Any, shape: Shape) -> Any:
-    """Text as number or truth value and the other way round, where the API wants that. Unknown keys stay, to be refused."""
+    """Text as number or truth value and the other way round, where the API wants that. Unknown keys stay."""
     kind = shape.type_name
     if kind == "structure" and isinstance(value, dict):
-        return {key: as_shape(item, shape.members[key]) if key in shape.members else item for key, item in value.items()}
+        return {
+            key: as_shape(item, shape.members[key]) if key in shape.members else item for key, item in value.items()
+        }
     if kind == "list" and isinstance(value, list):
         return [as_shape(item, shape.member) for item in value]
     if kind == "map" and isinstance(value, dict):

@@ -56,7 +56,9 @@ def _create_group(context: Context, properties: Properties) -> Made:
     if targets := properties.get("Targets"):
         context.call("elbv2", "RegisterTargets", TargetGroupArn=arn, Targets=targets)
     full_name = "targetgroup/" + arn.split(":targetgroup/", 1)[1]
-    return Made(arn, {"TargetGroupArn": arn, "TargetGroupFullName": full_name, "TargetGroupName": made["TargetGroupName"]})
+    return Made(
+        arn, {"TargetGroupArn": arn, "TargetGroupFullName": full_name, "TargetGroupName": made["TargetGroupName"]}
+    )
 
 
 def _set_group_attributes(context: Context, arn: str, properties: Properties) -> None:
@@ -85,7 +87,9 @@ def _create_listener(context: Context, properties: Properties) -> Made:
 
 
 def _update_listener(context: Context, made: Made, _: Properties, new: Properties) -> Made:
-    context.call("elbv2", "ModifyListener", ListenerArn=made.id, **without(new, "LoadBalancerArn", "ListenerAttributes"))
+    context.call(
+        "elbv2", "ModifyListener", ListenerArn=made.id, **without(new, "LoadBalancerArn", "ListenerAttributes")
+    )
     return made
 
 

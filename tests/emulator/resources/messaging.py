@@ -8,7 +8,11 @@ from .kind import Context, Kind, Made, Properties, document, only, tag_map, with
 def _queue_attributes(properties: Properties) -> dict[str, str]:
     attributes = without(properties, "QueueName", "Tags")
     return {
-        name: document(value) if isinstance(value, dict) else str(value).lower() if isinstance(value, bool) else str(value)
+        name: document(value)
+        if isinstance(value, dict)
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
         for name, value in attributes.items()
     }
 
@@ -113,7 +117,10 @@ def _delete_topic(context: Context, made: Made, _: Properties) -> None:
 _NO_QUEUE = ("AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist")
 
 KINDS = [
-    Kind("AWS::SQS::Queue", _create_queue, _delete_queue, _update_queue, replaces=("QueueName", "FifoQueue"), gone=_NO_QUEUE),
+    Kind(
+        "AWS::SQS::Queue", _create_queue, _delete_queue, _update_queue,
+        replaces=("QueueName", "FifoQueue"), gone=_NO_QUEUE,
+    ),
     Kind("AWS::SQS::QueuePolicy", _create_queue_policy, _delete_queue_policy, _update_queue_policy, gone=_NO_QUEUE),
     Kind(
         "AWS::Events::Rule", _create_rule, _delete_rule, _update_rule,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .kind import Context, Kind, Made, Properties, only, without
+from .kind import Context, Kind, Made, Properties, without
 
 
 def _tagged(resource: str, context: Context, properties: Properties) -> list[dict[str, Any]] | None:
@@ -95,8 +95,8 @@ def _create_session(context: Context, properties: Properties) -> Made:
 
 
 def _update_session(context: Context, made: Made, old: Properties, new: Properties) -> Made:
-    fields = ("TrafficMirrorTargetId", "TrafficMirrorFilterId", "PacketLength", "SessionNumber", "VirtualNetworkId", "Description")  # fmt: skip
-    context.call("ec2", "ModifyTrafficMirrorSession", TrafficMirrorSessionId=made.id, **only(new, *fields))
+    fields = without(new, "NetworkInterfaceId", "Tags")
+    context.call("ec2", "ModifyTrafficMirrorSession", TrafficMirrorSessionId=made.id, **fields)
     _retag(context, made.id, old, new)
     return made
 
@@ -116,7 +116,10 @@ def _retag(context: Context, resource: str, old: Properties, new: Properties) ->
 
 
 KINDS = [
-    Kind("AWS::EC2::TrafficMirrorTarget", _create_target, _delete_target, gone=("InvalidTrafficMirrorTargetId.NotFound",)),
+    Kind(
+        "AWS::EC2::TrafficMirrorTarget", _create_target, _delete_target,
+        gone=("InvalidTrafficMirrorTargetId.NotFound",),
+    ),
     Kind(
         "AWS::EC2::TrafficMirrorFilter", _create_filter, _delete_filter, _update_filter,
         replaces=("Description",), gone=("InvalidTrafficMirrorFilterId.NotFound",),

@@ -8,12 +8,13 @@ from .kind import Context, Kind, Made, Properties, only
 
 
 def _create_group(context: Context, properties: Properties) -> Made:
+    tags = properties.get("Tags")
     made = context.call(
         "ec2", "CreateSecurityGroup",
         GroupName=properties.get("GroupName") or context.name(),
         Description=properties["GroupDescription"],
         VpcId=properties.get("VpcId"),
-        TagSpecifications=[{"ResourceType": "security-group", "Tags": properties["Tags"]}] if properties.get("Tags") else None,
+        TagSpecifications=[{"ResourceType": "security-group", "Tags": tags}] if tags else None,
     )  # fmt: skip
     group = made["GroupId"]
     _add_rules(context, group, properties)
@@ -23,11 +24,15 @@ def _create_group(context: Context, properties: Properties) -> Made:
 
 def _add_rules(context: Context, group: str, properties: Properties) -> None:
     if rules := properties.get("SecurityGroupIngress"):
-        context.call("ec2", "AuthorizeSecurityGroupIngress", GroupId=group, IpPermissions=[_permission(r) for r in rules])
+        context.call(
+            "ec2", "AuthorizeSecurityGroupIngress", GroupId=group, IpPermissions=[_permission(r) for r in rules]
+        )
     if rules := properties.get("SecurityGroupEgress"):
         # Naming any rule takes the one away that a new group has: everything, to anywhere.
         _revoke(context, group, "Egress")
-        context.call("ec2", "AuthorizeSecurityGroupEgress", GroupId=group, IpPermissions=[_permission(r) for r in rules])
+        context.call(
+            "ec2", "AuthorizeSecurityGroupEgress", GroupId=group, IpPermissions=[_permission(r) for r in rules]
+        )
 
 
 def _permission(rule: Properties) -> dict[str, Any]:
@@ -111,7 +116,11 @@ def _update_template(context: Context, made: Made, _: Properties, new: Propertie
 
 
 def _template(template_id: str, default: Any, latest: Any) -> Made:
-    attributes = {"LaunchTemplateId": template_id, "DefaultVersionNumber": str(default), "LatestVersionNumber": str(latest)}
+    attributes = {
+        "LaunchTemplateId": template_id,
+        "DefaultVersionNumber": str(default),
+        "LatestVersionNumber": str(latest),
+    }
     return Made(template_id, attributes)
 
 

@@ -60,7 +60,10 @@ def _delete_log_group(context: Context, made: Made, _: Properties) -> None:
 
 KINDS = [
     Kind("AWS::CloudWatch::Alarm", _create_alarm, _delete_alarm, _update_alarm, replaces=("AlarmName",)),
-    Kind("AWS::CloudWatch::Dashboard", _create_dashboard, _delete_dashboard, _update_dashboard, replaces=("DashboardName",)),
+    Kind(
+        "AWS::CloudWatch::Dashboard", _create_dashboard, _delete_dashboard, _update_dashboard,
+        replaces=("DashboardName",),
+    ),
     Kind(
         "AWS::Logs::LogGroup", _create_log_group, _delete_log_group, _update_log_group,
         replaces=("LogGroupName",), gone=("ResourceNotFoundException",),

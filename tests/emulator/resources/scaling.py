@@ -1,7 +1,7 @@
 """Auto Scaling groups, hooks and policies.
 
-No instance runs its user data here, so none signals: a CreationPolicy or a rolling update that waits for signals takes an
-instance in service for its signal.
+No instance runs its user data here, so none signals: a CreationPolicy or a rolling update that waits for signals takes
+an instance in service for its signal.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from typing import Any
 
 from .kind import Context, Failed, Kind, Made, Properties, only, without
 
-_NOT_IN_THE_CALL = ("AutoScalingGroupName", "VPCZoneIdentifier", "Tags", "MetricsCollection", "LaunchTemplate", "MixedInstancesPolicy")  # fmt: skip
+_NOT_IN_THE_CALL = (
+    "AutoScalingGroupName", "VPCZoneIdentifier", "Tags", "MetricsCollection", "LaunchTemplate", "MixedInstancesPolicy",
+)  # fmt: skip
 
 
 def _arguments(name: str, properties: Properties) -> dict[str, Any]:
@@ -65,7 +67,9 @@ def _instances(context: Context, name: str) -> list[str]:
 
 
 def _delete_group(context: Context, made: Made, _: Properties) -> None:
-    if not context.call("autoscaling", "DescribeAutoScalingGroups", AutoScalingGroupNames=[made.id])["AutoScalingGroups"]:
+    if not context.call("autoscaling", "DescribeAutoScalingGroups", AutoScalingGroupNames=[made.id])[
+        "AutoScalingGroups"
+    ]:
         return
     context.call("autoscaling", "UpdateAutoScalingGroup", AutoScalingGroupName=made.id, MinSize=0, DesiredCapacity=0)
     context.call("autoscaling", "DeleteAutoScalingGroup", AutoScalingGroupName=made.id, ForceDelete=True)
@@ -73,9 +77,7 @@ def _delete_group(context: Context, made: Made, _: Properties) -> None:
 
 def _create_hook(context: Context, properties: Properties) -> Made:
     name = properties.get("LifecycleHookName") or context.name()
-    context.call(
-        "autoscaling", "PutLifecycleHook", **without(properties, "LifecycleHookName"), LifecycleHookName=name
-    )
+    context.call("autoscaling", "PutLifecycleHook", **without(properties, "LifecycleHookName"), LifecycleHookName=name)
     return Made(name)
 
 
@@ -99,7 +101,9 @@ def _put_policy(context: Context, name: str, properties: Properties) -> Made:
     context.call("autoscaling", "PutScalingPolicy", PolicyName=name, **properties)
     # moto leaves the ARN out of its answer.
     group = properties["AutoScalingGroupName"]
-    (found,) = context.call("autoscaling", "DescribePolicies", AutoScalingGroupName=group, PolicyNames=[name])["ScalingPolicies"]
+    (found,) = context.call("autoscaling", "DescribePolicies", AutoScalingGroupName=group, PolicyNames=[name])[
+        "ScalingPolicies"
+    ]
     return Made(found["PolicyARN"], {"Arn": found["PolicyARN"], "PolicyName": name})
 
 

@@ -19,7 +19,9 @@ def _put_parameter(context: Context, name: str, properties: Properties, overwrit
     value, pattern = properties["Value"], properties.get("AllowedPattern")
     # moto keeps the pattern without trying it.
     if pattern and not re.fullmatch(pattern, value):
-        raise Failed(f"Parameter value, {value}, failed to satisfy constraint: {pattern} (Error Code: ParameterPatternMismatchException)")
+        raise Failed(
+            f"Parameter value, {value}, failed to satisfy constraint: {pattern} (ParameterPatternMismatchException)"
+        )
     tags = properties.get("Tags")
     context.call(
         "ssm", "PutParameter",
@@ -99,10 +101,12 @@ def _delete_bucket(context: Context, made: Made, _: Properties) -> None:
 
 
 def _create_bucket_policy(context: Context, properties: Properties) -> Made:
-    # moto judges a policy without its conditions, and a client reaches the emulator without TLS as it reaches AWS with it:
-    # the statement that refuses plain HTTP would refuse everything.
+    # moto judges a policy without its conditions, and a client reaches the emulator without TLS as it reaches AWS with
+    # it: the statement that refuses plain HTTP would refuse everything.
     policy = dict(properties["PolicyDocument"])
-    policy["Statement"] = [s for s in policy["Statement"] if "aws:SecureTransport" not in document(s.get("Condition", {}))]
+    policy["Statement"] = [
+        s for s in policy["Statement"] if "aws:SecureTransport" not in document(s.get("Condition", {}))
+    ]
     context.call("s3", "PutBucketPolicy", Bucket=properties["Bucket"], Policy=document(policy))
     return Made(properties["Bucket"])
 
@@ -112,7 +116,14 @@ def _delete_bucket_policy(context: Context, _: Made, properties: Properties) -> 
 
 
 KINDS = [
-    Kind("AWS::SSM::Parameter", _create_parameter, _delete_parameter, _update_parameter, replaces=("Name",), gone=("ParameterNotFound",)),
+    Kind(
+        "AWS::SSM::Parameter",
+        _create_parameter,
+        _delete_parameter,
+        _update_parameter,
+        replaces=("Name",),
+        gone=("ParameterNotFound",),
+    ),
     Kind("AWS::SecretsManager::Secret", _create_secret, _delete_secret, gone=("ResourceNotFoundException",)),
     Kind("AWS::S3::Bucket", _create_bucket, _delete_bucket, gone=("NoSuchBucket",)),
     Kind("AWS::S3::BucketPolicy", _create_bucket_policy, _delete_bucket_policy, gone=("NoSuchBucket",)),
