@@ -166,7 +166,7 @@ def test_what_cloudformation_names_without_the_stack_is_named_here():
             assert key in resource["Properties"], name
 
 
-# ---- The functions -----------------------------------------------------------------------------------------------------
+# ---- The functions ---------------------------------------------------------------------------------------------------
 
 
 def functions():
@@ -204,7 +204,7 @@ def test_every_log_group_forgets():
     assert all(g["Properties"]["RetentionInDays"] > 0 for g in groups.values())
 
 
-# ---- Events --------------------------------------------------------------------------------------------------------------
+# ---- Events ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_queue_mapping_is_quick_and_reports_single_failures():
@@ -268,7 +268,7 @@ def test_a_change_of_what_is_mirrored_makes_cloudformation_ask_for_a_pass():
         assert properties(**{parameter: value}) != before, parameter
 
 
-# ---- Tools ---------------------------------------------------------------------------------------------------------------
+# ---- Tools -----------------------------------------------------------------------------------------------------------
 
 
 def test_cfn_lint_finds_nothing():

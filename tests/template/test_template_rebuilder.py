@@ -39,7 +39,7 @@ def test_shellcheck_finds_nothing(script):
     subprocess.run(["shellcheck", script, SERVICE / "install"], check=True)
 
 
-# ---- The boot script, run -----------------------------------------------------------------------------------------------
+# ---- The boot script, run --------------------------------------------------------------------------------------------
 
 
 class Machine:
@@ -185,7 +185,7 @@ def test_a_signal_that_nobody_waits_for_is_no_failure(machine):
     assert "CloudFormation took no signal" in output
 
 
-# ---- The service ---------------------------------------------------------------------------------------------------------
+# ---- The service -----------------------------------------------------------------------------------------------------
 
 
 @tool("systemd-analyze")
@@ -219,7 +219,7 @@ def test_a_socket_may_have_the_64_mb_that_lose_nothing():
     assert int(value) >= 64 << 20
 
 
-# ---- The instance and its doors --------------------------------------------------------------------------------------------
+# ---- The instance and its doors --------------------------------------------------------------------------------------
 
 
 def test_instances_are_closed():
