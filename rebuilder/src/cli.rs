@@ -243,6 +243,8 @@ fn run(args: RunArgs) -> ExitCode {
             EnvFilter::try_from_env("REBUILDER_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
         )
         .with_target(false)
+        // It would report a broken stderr to stderr and panic: a reader that went away must not end the rebuilder.
+        .log_internal_errors(false)
         .init();
     let workers = args.workers.map_or_else(
         || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),

@@ -171,9 +171,9 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
             .name("signals".into())
             .spawn(move || {
                 if signals.forever().next().is_some() {
-                    info!("draining: no more packets are read, requests in flight are answered");
                     health.drain();
                     draining.store(true, Ordering::Release);
+                    info!("draining: no more packets are read, requests in flight are answered");
                 }
             })?
     };
