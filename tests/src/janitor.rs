@@ -86,7 +86,7 @@ impl Prefix {
     /// # Errors
     /// What the file system says.
     pub fn directory(&self) -> io::Result<Directory> {
-        refuse_while_closing()?;
+        stop_if_interrupted();
         let path = std::env::temp_dir().join(&self.0);
         registry().directories.insert(path.clone());
         fs::create_dir_all(&path)?;
@@ -116,15 +116,12 @@ impl Drop for Directory {
     }
 }
 
-/// Says no once a signal has begun the clean-up, so that the main thread cannot make what nobody would remove.
-pub(crate) fn refuse_while_closing() -> io::Result<()> {
-    if CLOSING.load(Ordering::SeqCst) {
-        return Err(io::Error::new(
-            io::ErrorKind::Interrupted,
-            "the lab is being removed",
-        ));
+/// Stops the calling thread for good once a signal has begun the clean-up, so that it neither makes what nobody would
+/// remove, nor tells of errors that are only the clean-up's, nor ends the process too soon.
+pub fn stop_if_interrupted() {
+    while CLOSING.load(Ordering::SeqCst) {
+        thread::park();
     }
-    Ok(())
 }
 
 pub(crate) fn register_group(pgid: u32) {

@@ -25,7 +25,7 @@ impl Namespace {
     /// # Errors
     /// What `ip netns add` says; without root it says no.
     pub fn create(name: &str) -> anyhow::Result<Self> {
-        janitor::refuse_while_closing()?;
+        janitor::stop_if_interrupted();
         janitor::register_namespace(name);
         let namespace = Self {
             name: name.to_owned(),
@@ -161,7 +161,7 @@ impl Namespace {
     }
 
     fn open(&self) -> io::Result<File> {
-        janitor::refuse_while_closing()?;
+        janitor::stop_if_interrupted();
         File::open(Path::new("/run/netns").join(&self.name))
     }
 }

@@ -39,7 +39,7 @@ impl Process {
     /// # Errors
     /// Where the file or the process cannot be made.
     pub fn start(name: &str, mut command: Command, directory: &Path) -> anyhow::Result<Self> {
-        janitor::refuse_while_closing()?;
+        janitor::stop_if_interrupted();
         let log = directory.join(format!("{name}.log"));
         let out = File::create(&log).with_context(|| format!("{}", log.display()))?;
         let child = command
@@ -168,7 +168,7 @@ impl Drop for Process {
 /// # Errors
 /// Where it cannot start or exits non-zero; the error holds what it wrote to standard error.
 pub fn run(command: &mut Command) -> anyhow::Result<String> {
-    janitor::refuse_while_closing()?;
+    janitor::stop_if_interrupted();
     let out = command
         .stdin(Stdio::null())
         .output()
@@ -205,7 +205,7 @@ pub fn wait_for<T>(
 ) -> anyhow::Result<T> {
     let deadline = Instant::now() + timeout;
     loop {
-        janitor::refuse_while_closing()?;
+        janitor::stop_if_interrupted();
         if let Some(value) = done()? {
             return Ok(value);
         }

@@ -33,7 +33,10 @@ fn main() -> ExitCode {
     } else {
         options.venv
     };
-    match story::tell(options.mtu, venv.as_deref()) {
+    let told = story::tell(options.mtu, venv.as_deref());
+    // After Ctrl-C the clean-up ends the process, and what went wrong meanwhile is its doing.
+    lab::janitor::stop_if_interrupted();
+    match told {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
