@@ -33,7 +33,7 @@ class Cloud:
         self.endpoint = f"http://localhost:{port}"
         self.log = directory / "emulator.log"
         self._clients: dict[str, Any] = {}
-        environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "PYTHONPATH": str(TESTS), "TMPDIR": str(directory)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "emulator", "--port", str(port), "--log", str(self.log), *arguments], env=environment
         )

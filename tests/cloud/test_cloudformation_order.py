@@ -329,6 +329,12 @@ def test_a_property_that_the_api_does_not_know_fails_the_stack(cloud: Cloud) -> 
     assert 'Unknown parameter in input: "Descripton"' in reasons(cloud, stack, "CREATE_FAILED")["Filter"]
 
 
+def test_a_missing_property_fails_the_stack(cloud: Cloud) -> None:
+    stack = deploy(cloud, "missing", {"Parameter": {"Type": "AWS::SSM::Parameter", "Properties": {"Type": "String"}}})
+    why = reasons(cloud, stack, "CREATE_FAILED")["Parameter"]
+    assert why == "Properties validation failed: required key 'Value' not found"
+
+
 def test_a_failed_update_puts_everything_back(cloud: Cloud) -> None:
     def resources(seconds: int, **more: Any) -> dict[str, Any]:
         return {"Queue": {**QUEUE, "Properties": {"VisibilityTimeout": seconds}}, **more}

@@ -60,6 +60,8 @@ def test_a_function_gives_what_aws_documents(given: Any, expected: Any) -> None:
         ({"Fn::FindInMap": ["Sizes", "eu-west-1", "small"]}, "Unable to get mapping for Sizes::eu-west-1::small"),
         ({"Fn::If": ["Maybe", 1, 2]}, "unresolved condition dependency Maybe"),
         ({"Fn::Transform": {}}, "Fn::Transform is not emulated"),
+        ({"Fn::Join": "a"}, "every Fn::Join must have arguments of its documented form"),
+        ({"Ref": "AWS::Nonsense"}, "every Ref must have arguments of its documented form"),
     ],
 )
 def test_a_function_that_cannot_be_is_named(given: Any, said: str) -> None:

@@ -544,7 +544,7 @@ def _resource(
 
 def _expected(failed: Exception) -> str:
     """The reason that the stack shows; a fault of the emulator itself is logged with its trace."""
-    if not isinstance(failed, Failed | TemplateError) and not hasattr(failed, "response"):
+    if not isinstance(failed, Failed | TemplateError | KeyError) and not hasattr(failed, "response"):
         log.exception("a resource failed in an unforeseen way")
     return reason(failed)
 

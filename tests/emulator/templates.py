@@ -11,7 +11,7 @@ import ipaddress
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,6 @@ import yaml
 
 NO_VALUE = object()
 """What ``AWS::NoValue`` stands for: the property is left out."""
-PSEUDO = ("AccountId", "Region", "StackId", "StackName", "URLSuffix", "NotificationARNs", "NoValue", "Partition")
 
 
 class TemplateError(Exception):
@@ -177,7 +176,10 @@ def resolve(value: Any, scope: Scope) -> Any:
     function = _FUNCTIONS.get(name)
     if function is None:
         raise TemplateError(f"Template error: {name} is not emulated")
-    return function(argument, scope)
+    try:
+        return function(argument, scope)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        raise TemplateError(f"Template error: every {name} must have arguments of its documented form") from None
 
 
 def _call_of(value: dict[str, Any]) -> tuple[str, Any] | None:
@@ -456,7 +458,3 @@ def reversed_graph(graph: dict[str, set[str]]) -> dict[str, set[str]]:
 
 def as_text(template: dict[str, Any]) -> str:
     return json.dumps(template, separators=(",", ":"))
-
-
-def types_of(template: dict[str, Any], names: Iterable[str]) -> dict[str, str]:
-    return {name: template["Resources"][name]["Type"] for name in names}

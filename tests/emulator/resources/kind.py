@@ -148,6 +148,8 @@ def reason(failed: Exception) -> str:
     if isinstance(failed, ClientError):
         error = failed.response["Error"]
         return f"{error.get('Message', '')} (Service: {failed.operation_name}; Error Code: {error.get('Code', '')})"
+    if isinstance(failed, KeyError):
+        return f"Properties validation failed: required key {failed} not found"
     return str(failed) or type(failed).__name__
 
 
