@@ -1,13 +1,15 @@
 //! Lambda `attach`: an SQS batch of events, or one bare event; the interfaces that they name converge.
 
+use aws_lambda_events::sqs::SqsEvent;
 use cloud::{Cloud, Refusal};
 use lambda_runtime::{Error, LambdaEvent, run, service_fn};
 use mirror::answer::AttachAnswer;
-use mirror::attach::{self, AttachError};
+use mirror::attach::{self, AttachError, Queued};
 use mirror::converge::Run;
 use mirror::emf;
 use mirror::pace::Pacer;
 use mirror::settings::{Settings, SettingsError};
+use serde::Deserialize;
 use serde_json::Value;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -26,7 +28,15 @@ struct Function {
     pacer: Mutex<Pacer>,
 }
 
-async fn handle(function: &Function, event: LambdaEvent<Value>) -> Result<AttachAnswer, Refusal> {
+/// What invokes this function: the queue's mapping, or somebody with one event.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Inbound {
+    Batch(SqsEvent),
+    Bare(Value),
+}
+
+async fn handle(function: &Function, event: LambdaEvent<Inbound>) -> Result<AttachAnswer, Refusal> {
     let settings = function.settings.as_ref().map_err(Refusal::settings)?;
     let deadline = function.cloud.deadline(event.context.deadline, RESERVE);
     let run = Run {
@@ -35,14 +45,24 @@ async fn handle(function: &Function, event: LambdaEvent<Value>) -> Result<Attach
         pacer: &function.pacer,
         deadline,
     };
-    let answer = attach::handle(&run, &event.payload)
-        .await
-        .map_err(|e| match e {
+    let answer = match event.payload {
+        Inbound::Batch(batch) => attach::batch(&run, &queued(batch)).await,
+        Inbound::Bare(payload) => attach::bare(&run, &payload).await.map_err(|e| match e {
             AttachError::Malformed(_) => Refusal::event(&e),
             AttachError::Api(_) => Refusal::service(&e),
-        })?;
+        })?,
+    };
     report(settings, &answer);
     Ok(answer)
+}
+
+/// A record without text is a malformed event, and ends as one.
+fn queued(batch: SqsEvent) -> Vec<Queued> {
+    let message = |m: aws_lambda_events::sqs::SqsMessage| Queued {
+        id: m.message_id.unwrap_or_default(),
+        body: m.body.unwrap_or_default(),
+    };
+    batch.records.into_iter().map(message).collect()
 }
 
 fn report(settings: &Settings, answer: &AttachAnswer) {

@@ -23,47 +23,47 @@ pub enum AttachError {
     Api(String),
 }
 
-/// One message and what it says.
-struct Message {
-    id: Option<String>,
-    event: Event,
+/// One message of the queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queued {
+    /// What SQS calls it; it stands in `batchItemFailures` when it has to come again.
+    pub id: String,
+    /// An event, as EventBridge put it in.
+    pub body: String,
 }
 
-/// Handles an SQS batch of events, or one bare event.
+/// Handles an SQS batch of events.
 ///
-/// In a batch nothing is an error of the whole: a message that is malformed, or whose work may succeed when it comes
-/// again, stands in `batchItemFailures`; all others are done with.
-pub async fn handle<P: Ports>(
-    run: &Run<'_, P>,
-    payload: &Value,
-) -> Result<AttachAnswer, AttachError> {
-    let Some(records) = payload.get("Records").and_then(Value::as_array) else {
-        return bare(run, payload).await;
-    };
-    let messages: Vec<Message> = records.iter().map(message).collect();
-    let (outcome, failed) = work(run, &messages).await;
-    let mut answer = counted(&messages, outcome.answer);
-    let failures = messages.iter().zip(failed).filter(|(_, failed)| *failed);
+/// Nothing is an error of the whole: a message that is malformed, or whose work may succeed when it comes again, stands
+/// in `batchItemFailures`; all others are done with.
+pub async fn batch<P: Ports>(run: &Run<'_, P>, queued: &[Queued]) -> AttachAnswer {
+    let events: Vec<Event> = queued.iter().map(|q| event::parse_text(&q.body)).collect();
+    let (outcome, failed) = work(run, &events).await;
+    let mut answer = counted(&events, outcome.answer);
+    let failures = queued.iter().zip(failed).filter(|(_, failed)| *failed);
     answer.batch_item_failures = Some(
         failures
-            .map(|(m, _)| BatchItemFailure {
-                item_identifier: m.id.clone().unwrap_or_default(),
+            .map(|(q, _)| BatchItemFailure {
+                item_identifier: q.id.clone(),
             })
             .collect(),
     );
-    Ok(answer)
+    answer
 }
 
-async fn bare<P: Ports>(run: &Run<'_, P>, payload: &Value) -> Result<AttachAnswer, AttachError> {
-    let message = Message {
-        id: None,
-        event: event::parse(payload),
-    };
-    if let Event::Malformed(why) = &message.event {
+/// Handles one bare event.
+///
+/// # Errors
+/// The event is malformed, or its work may succeed when it comes again.
+pub async fn bare<P: Ports>(
+    run: &Run<'_, P>,
+    payload: &Value,
+) -> Result<AttachAnswer, AttachError> {
+    let events = [event::parse(payload)];
+    if let [Event::Malformed(why)] = &events {
         return Err(AttachError::Malformed(why.clone()));
     }
-    let messages = [message];
-    let (outcome, failed) = work(run, &messages).await;
+    let (outcome, failed) = work(run, &events).await;
     if failed.contains(&true) {
         let errors = outcome
             .answer
@@ -80,27 +80,11 @@ async fn bare<P: Ports>(run: &Run<'_, P>, payload: &Value) -> Result<AttachAnswe
             .next();
         return Err(AttachError::Api(first.unwrap_or_default()));
     }
-    Ok(counted(&messages, outcome.answer))
+    Ok(counted(&events, outcome.answer))
 }
 
-fn message(record: &Value) -> Message {
-    let event = match record.get("body").and_then(Value::as_str) {
-        Some(body) => event::parse_text(body),
-        None => {
-            Event::Malformed("the record has no text `body`; expected an SQS message".to_owned())
-        }
-    };
-    Message {
-        id: record
-            .get("messageId")
-            .and_then(Value::as_str)
-            .map(str::to_owned),
-        event,
-    }
-}
-
-fn counted(messages: &[Message], answer: crate::answer::Answer) -> AttachAnswer {
-    let count = |is: fn(&Event) -> bool| messages.iter().filter(|m| is(&m.event)).count();
+fn counted(events: &[Event], answer: crate::answer::Answer) -> AttachAnswer {
+    let count = |is: fn(&Event) -> bool| events.iter().filter(|e| is(e)).count();
     AttachAnswer {
         answer,
         ignored: count(|e| matches!(e, Event::Ignored(_))),
@@ -118,8 +102,8 @@ struct Worked {
 }
 
 /// Does the work of all messages at once; says of each whether it has to come again.
-async fn work<P: Ports>(run: &Run<'_, P>, messages: &[Message]) -> (Worked, Vec<bool>) {
-    let hints = messages.iter().filter_map(|m| match &m.event {
+async fn work<P: Ports>(run: &Run<'_, P>, events: &[Event]) -> (Worked, Vec<bool>) {
+    let hints = events.iter().filter_map(|event| match event {
         Event::Hint(hint) => Some(hint),
         _ => None,
     });
@@ -148,9 +132,9 @@ async fn work<P: Ports>(run: &Run<'_, P>, messages: &[Message]) -> (Worked, Vec<
                 hint.enis.contains(eni) || instance.is_some_and(|i| hint.instances.contains(i))
             })
     };
-    let failed = messages
+    let failed = events
         .iter()
-        .map(|m| match &m.event {
+        .map(|event| match event {
             Event::Hint(hint) => comes_again(hint),
             Event::Ignored(_) => false,
             Event::Malformed(_) => true,

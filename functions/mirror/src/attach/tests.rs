@@ -16,14 +16,30 @@ async fn attach(fake: &Fake, payload: Value) -> Result<AttachAnswer, AttachError
         pacer: &fake::pacer(),
         deadline: Duration::from_secs(60),
     };
-    handle(&run, &payload).await
+    deliver(&run, &payload).await
+}
+
+/// As the function takes it: a batch of the queue, or else a bare event.
+async fn deliver(run: &Run<'_, Fake>, payload: &Value) -> Result<AttachAnswer, AttachError> {
+    let Some(records) = payload.get("Records").and_then(Value::as_array) else {
+        return bare(run, payload).await;
+    };
+    let text = |record: &Value, field: &str| record[field].as_str().unwrap_or_default().to_owned();
+    let queued: Vec<_> = records
+        .iter()
+        .map(|r| Queued {
+            id: text(r, "messageId"),
+            body: text(r, "body"),
+        })
+        .collect();
+    Ok(batch(run, &queued).await)
 }
 
 fn record(id: &str, body: &str) -> Value {
     json!({"messageId": id, "receiptHandle": "r", "body": body, "eventSource": "aws:sqs", "attributes": {}})
 }
 
-fn batch(events: &[&str]) -> Value {
+fn records(events: &[&str]) -> Value {
     let records = events.iter().enumerate();
     json!({"Records": records.map(|(n, e)| record(&format!("m-{n}"), &event_file(e).to_string())).collect::<Vec<_>>()})
 }
@@ -72,7 +88,7 @@ async fn the_same_event_three_times_makes_one_session() {
     let fake = Fake::with_one_tagged();
     let answer = attach(
         &fake,
-        batch(&["instance-running", "asg-launch", "instance-running"]),
+        records(&["instance-running", "asg-launch", "instance-running"]),
     )
     .await
     .unwrap();
@@ -126,7 +142,7 @@ async fn a_burst_of_launches_is_a_few_descriptions() {
 async fn an_instance_that_is_gone_is_acknowledged() {
     for event in ["instance-terminated", "asg-terminate", "instance-running"] {
         let fake = Fake::new(vec![]);
-        let answer = attach(&fake, batch(&[event])).await.unwrap();
+        let answer = attach(&fake, records(&[event])).await.unwrap();
         assert_eq!(
             answer,
             AttachAnswer {
@@ -178,7 +194,7 @@ async fn a_stopped_instance_is_released_with_a_reason() {
 #[tokio::test]
 async fn a_malformed_message_comes_again_and_its_neighbours_do_not() {
     let fake = Fake::with_one_tagged();
-    let mut payload = batch(&["malformed", "instance-running", "scheduled"]);
+    let mut payload = records(&["malformed", "instance-running", "scheduled"]);
     payload["Records"]
         .as_array_mut()
         .unwrap()
@@ -224,7 +240,7 @@ async fn only_messages_of_an_interface_that_stays_throttled_come_again() {
     let mut by_eni = event_file("tag-change-interface");
     by_eni["resources"] =
         json!(["arn:aws:ec2:us-east-1:123456789012:network-interface/eni-00000001"]);
-    let mut payload = batch(&["instance-running"]);
+    let mut payload = records(&["instance-running"]);
     payload["Records"]
         .as_array_mut()
         .unwrap()
@@ -246,7 +262,7 @@ async fn only_messages_of_an_interface_that_stays_throttled_come_again() {
 async fn a_permanent_refusal_is_reported_and_acknowledged() {
     let fake = Fake::with_one_tagged();
     fake.fail("create", refused("NetworkInterfaceNotSupported"), 1);
-    let answer = attach(&fake, batch(&["instance-running"])).await.unwrap();
+    let answer = attach(&fake, records(&["instance-running"])).await.unwrap();
     assert_eq!(answer.answer.failed[0].eni.as_str(), ENI);
     assert!(again(&answer).is_empty());
 }
@@ -255,7 +271,7 @@ async fn a_permanent_refusal_is_reported_and_acknowledged() {
 async fn when_nothing_can_be_described_all_messages_with_work_come_again() {
     let fake = Fake::with_one_tagged();
     fake.fail("interfaces", refused("RequestLimitExceeded"), 1);
-    let answer = attach(&fake, batch(&["instance-running", "scheduled"]))
+    let answer = attach(&fake, records(&["instance-running", "scheduled"]))
         .await
         .unwrap();
     assert_eq!(again(&answer), ["m-0"]);
@@ -279,7 +295,7 @@ async fn with_mirroring_off_nothing_is_made_and_ours_goes() {
         pacer: &fake::pacer(),
         deadline: Duration::from_secs(60),
     };
-    let answer = handle(&run, &event_file("instance-running")).await.unwrap();
+    let answer = bare(&run, &event_file("instance-running")).await.unwrap();
     assert_eq!(answer.answer.skipped[0].reason, SkipReason::MirroringOff);
     assert!(fake.state().sessions.is_empty());
 }
@@ -297,7 +313,7 @@ async fn the_analyser_is_found_by_its_name_and_never_mirrored() {
         pacer: &fake::pacer(),
         deadline: Duration::from_secs(60),
     };
-    let answer = handle(&run, &event_file("instance-running")).await.unwrap();
+    let answer = bare(&run, &event_file("instance-running")).await.unwrap();
     assert_eq!(
         answer.answer.skipped[0].reason,
         SkipReason::AnalyzerUnresolved
@@ -306,7 +322,7 @@ async fn the_analyser_is_found_by_its_name_and_never_mirrored() {
         "waf.example.com".to_owned(),
         vec!["10.0.0.7".parse().unwrap()],
     );
-    let answer = handle(&run, &event_file("instance-running")).await.unwrap();
+    let answer = bare(&run, &event_file("instance-running")).await.unwrap();
     assert_eq!(
         answer.answer.skipped[0].reason,
         SkipReason::AnalyzerInterface
@@ -316,7 +332,7 @@ async fn the_analyser_is_found_by_its_name_and_never_mirrored() {
         vec!["10.0.0.8".parse().unwrap()],
     );
     assert_eq!(
-        handle(&run, &event_file("instance-running"))
+        bare(&run, &event_file("instance-running"))
             .await
             .unwrap()
             .answer
