@@ -157,3 +157,9 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     started = Cloud(free_port(), tmp_path_factory.mktemp("emulator"))
     yield started
     started.stop()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What did not run is named, however quiet the run was asked to be."""
+    for report in terminalreporter.stats.get("skipped", []):
+        terminalreporter.write_line(f"SKIPPED {report.nodeid}: {report.longrepr[2].removeprefix('Skipped: ')}")
