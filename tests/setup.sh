@@ -65,7 +65,8 @@ make_venv() {
     echo "making the Python environment in $VENV: 1 GB, two minutes"
     rm -rf "$VENV"
     python3 -m venv "$VENV" || die "python3 -m venv failed; install python3-venv"
-    "$VENV/bin/pip" install --quiet --disable-pip-version-check -r tests/requirements.txt ||
+    "$VENV/bin/pip" install --disable-pip-version-check -r tests/requirements.txt \
+        > >(grep --line-buffered -E '^(Collecting|Installing)') ||
         die "pip could not install tests/requirements.txt"
     printf '%s\n' "$wanted" >"$VENV/.requirements"
 }

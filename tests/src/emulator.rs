@@ -37,7 +37,9 @@ impl Emulator {
             .arg(directory.join("emulator-calls.log"))
             .arg("--function-logs")
             .arg(directory.join("functions"))
-            .env("PYTHONPATH", env!("CARGO_MANIFEST_DIR"));
+            .env("PYTHONPATH", env!("CARGO_MANIFEST_DIR"))
+            // What it unpacks and forgets goes with the lab.
+            .env("TMPDIR", directory);
         let mut process = Process::start("emulator", command, directory)?;
         // The SAM command takes the name, not the address, for an endpoint on this machine.
         let url = format!("http://localhost:{port}");

@@ -201,7 +201,7 @@ fn remove_everything() {
         sys::signal_group(group, libc::SIGTERM);
     }
     // The emulator ends its own children on SIGTERM; what has not gone after this is killed.
-    for _ in 0..20 {
+    for _ in 0..100 {
         if groups.iter().all(|&group| !group_lives(group)) {
             break;
         }
