@@ -41,6 +41,10 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("demo: {error:#}");
+            eprintln!(
+                "demo: MIRRORFLEET_KEEP_LOGS=1 keeps every log, in {}",
+                std::env::temp_dir().display()
+            );
             ExitCode::FAILURE
         }
     }

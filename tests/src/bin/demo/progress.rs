@@ -1,7 +1,8 @@
 //! What happens, as it happens.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -30,13 +31,15 @@ impl Progress {
         println!("           {text}");
     }
 
-    /// Runs a command that takes a while, its output in `DIRECTORY/NAME.log`, and shows that it lives.
+    /// Runs a command that takes a while, its output in `DIRECTORY/NAME.log`, and shows that it lives: by what `status`
+    /// says, or else by the last line of that output.
     pub(crate) fn long(
         &self,
         name: &str,
         command: Command,
-        directory: &std::path::Path,
+        directory: &Path,
         limit: Duration,
+        status: impl Fn() -> Option<String>,
     ) -> anyhow::Result<()> {
         let begun = Instant::now();
         let mut process = Process::start(name, command, directory)?;
@@ -46,23 +49,20 @@ impl Progress {
         {
             bar.set_style(style);
         }
-        let mut next_word = Duration::from_secs(30);
-        let status = loop {
-            if let Some(status) = process.ended()? {
-                break status;
+        let (mut next_look, mut next_word) = (Duration::ZERO, Duration::from_secs(30));
+        let mut message = String::new();
+        let ended = loop {
+            if let Some(ended) = process.ended()? {
+                break ended;
             }
-            let last = tail(process.log(), 400);
-            let last = last
-                .lines()
-                .rev()
-                .find(|line| !line.trim().is_empty())
-                .unwrap_or_default()
-                .trim()
-                .to_owned();
-            bar.set_message(last.clone());
+            if begun.elapsed() >= next_look {
+                message = status().unwrap_or_else(|| last_line(process.log()));
+                bar.set_message(message.clone());
+                next_look += Duration::from_secs(1);
+            }
             bar.tick();
             if bar.is_hidden() && begun.elapsed() >= next_word {
-                self.line(&format!("… {} s: {last}", begun.elapsed().as_secs()));
+                self.line(&format!("… {} s: {message}", begun.elapsed().as_secs()));
                 next_word += Duration::from_secs(30);
             }
             if begun.elapsed() > limit {
@@ -75,8 +75,8 @@ impl Progress {
             std::thread::sleep(Duration::from_millis(100));
         };
         bar.finish_and_clear();
-        if !status.success() {
-            bail!("{name}: {status}\n{}", tail(process.log(), 4000));
+        if !ended.success() {
+            bail!("{name}: {ended}\n{}", tail(process.log(), 4000));
         }
         self.line(&format!(
             "{name}: done in {:.1} s",
@@ -84,4 +84,38 @@ impl Progress {
         ));
         Ok(())
     }
+}
+
+fn last_line(log: &Path) -> String {
+    let end = tail(log, 400);
+    end.lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+/// Counts what cargo has begun to compile for the functions since `begun`: sam keeps cargo's own words to itself.
+pub(crate) fn crates_compiled(begun: SystemTime) -> Option<String> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")),
+        PathBuf::from,
+    );
+    let units =
+        std::fs::read_dir(target.join("x86_64-unknown-linux-gnu/release/.fingerprint")).ok()?;
+    let count = units
+        .flatten()
+        // Written by cargo when it starts the compiler on a unit.
+        .filter_map(|unit| {
+            unit.path()
+                .join("invoked.timestamp")
+                .metadata()
+                .ok()?
+                .modified()
+                .ok()
+        })
+        .filter(|&started| started >= begun)
+        .count();
+    Some(format!("{count} crates compiled"))
 }

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use lab::analyser::Analyser;
@@ -16,7 +16,7 @@ use lab::process::wait_for;
 use lab::rebuilder::{Metrics, Rebuilder};
 use lab::world::{Instance, Mirrored, Snapshot, Source, World};
 
-use crate::progress::Progress;
+use crate::progress::{Progress, crates_compiled};
 use crate::report::{Fate, Row, fate, objection, table};
 use crate::requests::volley;
 
@@ -123,7 +123,11 @@ impl Cloud {
         let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
         let mut build = emulator.command("sam");
         build.arg("build").current_dir(root);
-        progress.long("sam-build", build, directory, Duration::from_secs(3600))?;
+        let begun = SystemTime::now();
+        let hour = Duration::from_secs(3600);
+        progress.long("sam-build", build, directory, hour, || {
+            crates_compiled(begun)
+        })?;
         let rebuilder = root.join(".aws-sam/build/RebuilderLayer/bin/rebuilder");
         if !rebuilder.is_file() {
             bail!("sam build left no {}", rebuilder.display());
@@ -153,7 +157,13 @@ impl Cloud {
                 format!("AnalyzerUrl=http://{ANALYSER}"),
             ])
             .current_dir(root);
-        progress.long("sam-deploy", deploy, directory, Duration::from_secs(600))?;
+        progress.long(
+            "sam-deploy",
+            deploy,
+            directory,
+            Duration::from_secs(600),
+            || None,
+        )?;
 
         // Asserted by asking, not by the exit code.
         let stack = emulator.aws(&["cloudformation", "describe-stacks", "--stack-name", STACK])?;
