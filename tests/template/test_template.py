@@ -194,7 +194,10 @@ def test_a_function_runs_a_native_program(name):
     written = stack.source()["Resources"][name]
     crate = name.removesuffix("Function").lower()
     assert written["Metadata"] == {"BuildMethod": "rust-cargolambda", "BuildProperties": {"Binary": crate}}
-    assert tomllib.loads((stack.ROOT / written["Properties"]["CodeUri"] / "Cargo.toml").read_text())["package"]["name"] == crate
+    package = tomllib.loads((stack.ROOT / written["Properties"]["CodeUri"] / "Cargo.toml").read_text())["package"]
+    assert package["name"] == crate
+    # sam passes no architecture on for x86_64, and cargo-lambda's default is that of the machine it runs on.
+    assert package["metadata"]["lambda"]["build"]["target"] == ["x86_64-unknown-linux-gnu"]
 
 
 def test_every_log_group_forgets():

@@ -278,3 +278,53 @@ def test_the_group_takes_the_instance_types_in_their_order(types):
     policy = stack.Evaluated(InstanceTypes=types).properties("RebuilderGroup")["MixedInstancesPolicy"]
     assert [o["InstanceType"] for o in policy["LaunchTemplate"]["Overrides"]] == types.split(",")
     assert policy["InstancesDistribution"]["OnDemandAllocationStrategy"] == "prioritized"
+
+
+# ---- The layer ---------------------------------------------------------------------------------------------------------
+
+
+@tool("make")
+@pytest.mark.parametrize("old", [False, True], ids=["make", "make-3.81"])
+def test_the_layer_is_assembled_also_by_the_tools_of_macos(tmp_path, old):
+    # GNU make 3.81 takes .ONESHELL and .SHELLFLAGS for names like any other. BSD install's -D is not GNU's: it takes an
+    # argument.
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "cargo").write_text(
+        f"""#!/bin/sh
+        case "$1" in
+          metadata) echo '{{"target_directory": "{tmp_path}/target"}}' ;;
+          lambda) echo "$*" >"{tmp_path}/asked"; mkdir -p "{tmp_path}/target/layer/rebuilder"
+                  echo program >"{tmp_path}/target/layer/rebuilder/bootstrap" ;;
+        esac
+        """
+    )
+    (programs / "install").write_text(
+        """#!/bin/sh
+        for word in "$@"; do case "$word" in -D | -t | --*) echo "BSD install has another $word" >&2; exit 64 ;; esac; done
+        exec /usr/bin/install "$@"
+        """
+    )
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    text = (stack.ROOT / "rebuilder" / "Makefile").read_text()
+    if old:
+        text = "".join(line for line in text.splitlines(True) if not line.startswith((".ONESHELL", ".SHELLFLAGS")))
+    makefile = tmp_path / "Makefile"
+    makefile.write_text(text)
+    done = subprocess.run(
+        ["make", "-f", makefile, f"ARTIFACTS_DIR={tmp_path}/artifacts", "build-RebuilderLayer"],
+        cwd=stack.ROOT / "rebuilder",
+        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    # An x86_64 program, whatever this machine is.
+    assert "--x86-64" in (tmp_path / "asked").read_text()
+    files = {str(f.relative_to(tmp_path / "artifacts")): os.access(f, os.X_OK) for f in (tmp_path / "artifacts").glob("*/*")}
+    assert files == {
+        "bin/rebuilder": True,
+        "service/install": True,
+        "service/rebuilder.service": False,
+        "service/rebuilder.sysctl.conf": False,
+    }
