@@ -18,6 +18,8 @@ PACKAGES=(
     tcpdump util-linux wrk
 )
 CLOUD_PACKAGES=(python3 python3-venv)
+# Independent readers that tests compare with, and a linter.
+CHECK_PACKAGES=(openssl shellcheck tshark)
 
 die() {
     printf '%s: %s\n' "$(basename "$0")" "$*" >&2
