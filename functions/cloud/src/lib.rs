@@ -14,6 +14,7 @@
 //! | `MIRRORFLEET_PACKET_LENGTH` | `PacketLength` | 8500 |
 //! | `MIRRORFLEET_SESSION_NUMBER_BASE` | `SessionNumberBase` | 100 |
 //! | `MIRRORFLEET_MUTATIONS_PER_SECOND` | `MutationsPerSecond`, of all functions together | 3 |
+//! | `MIRRORFLEET_SWEEP_MINUTES` | `SweepMinutes` | 5 |
 //! | `MIRRORFLEET_MIRRORING` | `Mirroring` | `on` |
 //! | `MIRRORFLEET_OWN_SECURITY_GROUPS` | security groups of rebuilders, load balancers and nodes, by comma | none |
 //! | `MIRRORFLEET_ANALYZER_URL` | `AnalyzerUrl` | none |

@@ -94,6 +94,8 @@ pub(crate) struct State {
     pub(crate) calls: Vec<String>,
     /// For the next calls of a name: the error to give. `true`: it is given after the call was carried out.
     pub(crate) errors: BTreeMap<&'static str, VecDeque<(ApiError, bool)>>,
+    /// What each listing of sessions takes.
+    pub(crate) listing: Duration,
     /// Sessions that listings do not show yet.
     pub(crate) unseen: usize,
     /// Interfaces that the complete listing does not show yet; asked for by id, they are there.
@@ -225,6 +227,8 @@ impl Inventory for Fake {
 
     async fn sessions(&self, query: SessionQuery<'_>) -> Result<Vec<Session>, ApiError> {
         let (mut state, error) = self.enter("sessions").await;
+        let took = state.listing;
+        state.now += took;
         if let Some((e, _)) = error {
             return Err(e);
         }

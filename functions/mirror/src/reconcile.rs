@@ -17,7 +17,13 @@ use crate::selection::{Judgement, group_text};
 use crate::settings::Settings;
 use crate::verdict::{AnalyzerAt, desire, locate_analyzer, verdict};
 use serde_json::Value;
+use std::time::Duration;
 
+/// From the end of a scheduled sweep to the start of the next, at least: a start may come some seconds early or late.
+const BETWEEN_SWEEPS: Duration = Duration::from_secs(10);
+/// What a scheduled sweep may take for its changes, however long the listing took: else one of a huge account that runs
+/// each minute would never get to a change.
+const LEAST_WORK: Duration = Duration::from_secs(20);
 /// Hours that AWS counts for a month.
 const HOURS_A_MONTH: f64 = 730.0;
 
@@ -168,19 +174,42 @@ async fn spare_what_is_still_there<P: Ports>(
 
 /// Converges everything. An error means that nothing could be listed; what fails later stands in the answer.
 pub async fn sweep<P: Ports>(run: &Run<'_, P>) -> Result<Swept, ApiError> {
+    let survey = survey(run).await?;
+    Ok(carry_out(run, survey).await)
+}
+
+/// As [`sweep`], for the schedule: it ends before the next one begins.
+///
+/// The schedule starts a sweep every [`Settings::sweep_every`], whether the one before has ended or not, and each has a
+/// pace of its own: three at once would be three times as fast as `MutationsPerSecond` lets them, and all would try to
+/// make the same sessions. What is left over is the next sweep's.
+pub async fn scheduled_sweep<P: Ports>(run: &Run<'_, P>) -> Result<Swept, ApiError> {
+    let end = run.ports.now() + run.settings.sweep_every.saturating_sub(BETWEEN_SWEEPS);
+    let survey = survey(run).await?;
+    let end = end.max(run.ports.now() + LEAST_WORK);
+    let run = Run {
+        ports: run.ports,
+        settings: run.settings,
+        pacer: run.pacer,
+        deadline: run.deadline.min(end),
+    };
+    Ok(carry_out(&run, survey).await)
+}
+
+async fn carry_out<P: Ports>(run: &Run<'_, P>, survey: Survey) -> Swept {
     let Survey {
         desired,
         plan,
         analyzer,
-    } = survey(run).await?;
+    } = survey;
     let (ours, foreign) = (plan.ours, plan.foreign);
     let answer = run.execute(&desired, plan).await.answer;
-    Ok(Swept {
+    Swept {
         answer,
         ours,
         foreign,
         analyzer: unresolved(analyzer),
-    })
+    }
 }
 
 /// Says what [`sweep`] would do, and what it would cost.

@@ -5,6 +5,7 @@ use crate::plan::SessionSpec;
 use crate::selection::Selection;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 /// Price of a session-hour in US dollars where `MIRRORFLEET_SESSION_HOUR_USD` says nothing (us-east-1).
 pub const SESSION_HOUR_USD: f64 = 0.015;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub base: SessionNumber,
     /// `MIRRORFLEET_MUTATIONS_PER_SECOND` (default 3), of all functions together.
     pub mutations_per_second: f64,
+    /// `MIRRORFLEET_SWEEP_MINUTES` (default 5): from one scheduled sweep to the next.
+    pub sweep_every: Duration,
     /// `MIRRORFLEET_MIRRORING`: `on` (default) or `off`.
     pub mirroring: bool,
     /// `MIRRORFLEET_OWN_SECURITY_GROUPS`, by comma: an interface in one of them is never mirrored.
@@ -88,6 +91,9 @@ impl Settings {
             selection: env.selection()?,
             base: env.base()?,
             mutations_per_second: env.positive(RATE, "MutationsPerSecond", DEFAULT_RATE)?,
+            sweep_every: Duration::from_secs(
+                60 * env.number("MIRRORFLEET_SWEEP_MINUTES", "SweepMinutes", 5u64, 1..=1440)?,
+            ),
             mirroring: match mirroring.as_str() {
                 "on" => true,
                 "off" => false,
@@ -296,6 +302,7 @@ mod tests {
         assert_eq!(s.selection.to_string(), "tag:Mirror=true");
         assert!(s.mirroring && s.analyzer.is_none() && s.own_security_groups.is_empty());
         assert!((s.mutations_per_second - 3.0).abs() < f64::EPSILON);
+        assert_eq!(s.sweep_every, Duration::from_secs(300));
         assert_eq!(
             read(&[("MIRRORFLEET_VNI", "")]),
             Ok(s),
@@ -340,6 +347,11 @@ mod tests {
                 "MIRRORFLEET_MUTATIONS_PER_SECOND",
                 "NaN",
                 "write a number above 0",
+            ),
+            (
+                "MIRRORFLEET_SWEEP_MINUTES",
+                "0",
+                "SweepMinutes (MIRRORFLEET_SWEEP_MINUTES): `0`: write a number from 1 to 1440",
             ),
             (
                 "MIRRORFLEET_MIRRORING",

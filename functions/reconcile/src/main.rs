@@ -7,7 +7,7 @@ use mirror::custom::Custom;
 use mirror::emf;
 use mirror::error::ApiError;
 use mirror::pace::Pacer;
-use mirror::reconcile::{Request, Swept, dry_run, explain, sweep};
+use mirror::reconcile::{Request, Swept, dry_run, explain, scheduled_sweep};
 use mirror::settings::{Settings, SettingsError, Teardown};
 use serde_json::{Value, json};
 use std::sync::Mutex;
@@ -77,7 +77,7 @@ async fn converge(
         Request::Explain(of) => Ok(json!(explain(&run, &of).await.map_err(text)?)),
         Request::DryRun => Ok(json!(dry_run(&run).await.map_err(text)?.answer)),
         Request::Sweep | Request::Custom => {
-            let swept = sweep(&run).await.map_err(text)?;
+            let swept = scheduled_sweep(&run).await.map_err(text)?;
             report(settings, &swept);
             Ok(json!(swept.answer))
         }

@@ -1,6 +1,8 @@
 use super::*;
 use crate::fake::{self, Fake, event_file, interface, session, tagged};
+use crate::pace::Pacer;
 use serde_json::json;
+use std::sync::Mutex;
 use std::time::Duration;
 
 const ENI: &str = "eni-0a1b2c3d4e5f60718";
@@ -271,4 +273,63 @@ fn explain_names_the_term_that_excludes() {
     let said = runtime.block_on(explain(&run, &hint)).unwrap();
     assert_eq!(said[0].reason, "excluded");
     assert_eq!(said[0].text, "`!vpc:vpc-*` in Selection excludes it");
+}
+
+/// A sweep of each minute with more to do than it can: how much it does at one change in a second, and when it ends.
+fn busy_minute(
+    listing: Duration,
+    deadline: Duration,
+    work: impl AsyncFnOnce(&Run<'_, Fake>) -> Result<Swept, ApiError>,
+) -> (usize, Duration) {
+    let selected = |n| tagged(&format!("eni-{n:03}"), &format!("i-{n:03}"));
+    let fake = Fake::new((0..200).map(selected).collect());
+    fake.state().listing = listing;
+    let mut settings = fake::settings();
+    settings.sweep_every = Duration::from_secs(60);
+    let run = Run {
+        ports: &fake,
+        settings: &settings,
+        pacer: &Mutex::new(Pacer::new(1.0, 1)),
+        deadline,
+    };
+    let swept = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(work(&run))
+        .unwrap();
+    let made = swept.answer.created.len();
+    let left = |s: &&crate::answer::Skipped| s.reason == SkipReason::LeftToSweep;
+    assert_eq!(swept.answer.skipped.iter().filter(left).count(), 200 - made);
+    let end = fake.state().now;
+    (made, end)
+}
+
+#[test]
+fn a_scheduled_sweep_ends_before_the_next_one_begins() {
+    let function = Duration::from_secs(885);
+    let (made, end) = busy_minute(Duration::ZERO, function, async |r| scheduled_sweep(r).await);
+    // From second 0 to second 47: none is begun with less than 3 s left of the 50.
+    assert_eq!((made, end), (48, Duration::from_secs(47)));
+    // One that the stack asks for is alone, and takes the time that it has.
+    let (made, _) = busy_minute(Duration::ZERO, Duration::from_secs(150), async |r| {
+        sweep(r).await
+    });
+    assert_eq!(made, 148);
+}
+
+#[test]
+fn a_scheduled_sweep_gets_to_its_changes_however_long_the_listing_takes() {
+    let function = Duration::from_secs(885);
+    let (made, end) = busy_minute(Duration::from_secs(70), function, async |r| {
+        scheduled_sweep(r).await
+    });
+    assert_eq!((made, end), (18, Duration::from_secs(70 + 17)));
+}
+
+#[test]
+fn a_scheduled_sweep_ends_with_its_invocation_too() {
+    let (made, _) = busy_minute(Duration::ZERO, Duration::from_secs(30), async |r| {
+        scheduled_sweep(r).await
+    });
+    assert_eq!(made, 28);
 }
