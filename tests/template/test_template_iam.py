@@ -11,6 +11,7 @@ WITHOUT_RESOURCES = {
     "ec2:DescribeInstances": "EC2: no Describe action takes a resource",
     "ec2:DescribeNetworkInterfaces": "EC2: no Describe action takes a resource",
     "ec2:DescribeTrafficMirrorSessions": "EC2: no Describe action takes a resource",
+    "elasticloadbalancing:DescribeTargetHealth": "ELB: no Describe action takes a resource",
 }
 
 # Resources that end in a wildcard, because the thing itself is not known beforehand.

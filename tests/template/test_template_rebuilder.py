@@ -52,6 +52,7 @@ class Machine:
         self.calls = folder / "calls"
         self.layer({"service/install": 'echo "installed with $(cat "$SETTINGS")"\n'})
         self.lambda_says(self.digest())
+        self.command("sleep", "")
         self.command(
             "curl",
             """case "$*" in
@@ -75,11 +76,12 @@ class Machine:
     def digest(self):
         return base64.b64encode(hashlib.sha256((self.folder / "layer.zip").read_bytes()).digest()).decode()
 
-    def lambda_says(self, digest):
+    def lambda_says(self, digest, balancer="echo healthy None"):
         self.command(
             "aws",
             f"""case "$1 $2" in
                 'lambda get-layer-version-by-arn') printf '{digest}\\thttps://layer.example/zip\\n' ;;
+                'elbv2 describe-target-health') {balancer} ;;
                 'cloudformation signal-resource') ;;
                 *) exit 252 ;;
                 esac""",
@@ -173,6 +175,49 @@ def test_a_service_that_does_not_start_is_failure(machine):
     assert machine.signals() == ["FAILURE"]
     assert "no luck" in output
     assert "FAILED while starting the service" in output
+
+
+def test_success_is_signalled_only_when_the_load_balancer_sends_it_traffic(machine):
+    # What a rolling update waits for before it takes the next old instance away.
+    machine.lambda_says(
+        machine.digest(),
+        """echo >>"$FOLDER/asked"
+           case $(wc -l <"$FOLDER/asked") in
+             1) printf 'unused\\tTarget.NotRegistered\\n' ;;
+             2) printf 'initial\\tElb.RegistrationInProgress\\n' ;;
+             3) printf 'unhealthy\\tTarget.FailedHealthChecks\\n' ;;
+             *) printf 'healthy\\tNone\\n' ;;
+           esac""",
+    )
+    code, output = machine.boot()
+    assert code == 0, output
+    calls = machine.calls.read_text().splitlines()
+    assert [call.split()[2] for call in calls if call.startswith("aws")] == [
+        "get-layer-version-by-arn",
+        *["describe-target-health"] * 4,
+        "signal-resource",
+    ]
+    asked = next(call for call in calls if "describe-target-health" in call)
+    assert "--target-group-arn <RebuilderTargets> --targets Id=i-0123456789abcdef0 " in asked
+    assert machine.signals() == ["SUCCESS"]
+
+
+def test_a_load_balancer_that_never_finds_it_healthy_is_failure_with_its_reason(machine):
+    machine.lambda_says(machine.digest(), "printf 'unhealthy\\tTarget.FailedHealthChecks\\n'")
+    code, output = machine.boot()
+    assert code == 1
+    assert machine.signals() == ["FAILURE"]
+    assert "which says: unhealthy\tTarget.FailedHealthChecks" in output
+    # With all that comes before, it must be over before CloudFormation's own patience (15 minutes) is.
+    assert 300 <= 5 * sum(call == "sleep 5" for call in machine.calls.read_text().splitlines()) <= 600
+
+
+def test_no_way_to_the_load_balancers_api_is_failure_with_the_remedy(machine):
+    machine.lambda_says(machine.digest(), "exit 255")
+    code, output = machine.boot()
+    assert code != 0
+    assert machine.signals() == ["FAILURE"]
+    assert "asking the load balancer about this instance (is there a way to its API from this subnet?)" in output
 
 
 def test_a_signal_that_nobody_waits_for_is_no_failure(machine):
