@@ -226,6 +226,26 @@ fn a_search_finds_a_line_cut_anywhere_and_the_right_one_of_several_beginnings() 
 }
 
 #[test]
+fn letters_before_a_request_line_do_not_become_a_part_of_its_method() {
+    let body = "QUJDREVGR0hJSktM".repeat(100);
+    for tail in ["zzzz", &body, "GET"] {
+        for events in [
+            vec![seg(tail), seg(NEXT)],
+            vec![seg(tail), seg(&NEXT[..2]), seg(&NEXT[2..])],
+        ] {
+            let outcome = midstream(&events);
+            assert_eq!(outcome.only().raw, NEXT.as_bytes(), "behind {tail}");
+        }
+    }
+    // Cut anywhere, a method that ends in another one stays whole, and so does one that nobody registered.
+    for line in ["PROPPATCH /next", "PURGE /next"] {
+        let request = format!("{line} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let bytes: Vec<_> = request.bytes().map(|b| seg([b])).collect();
+        assert_eq!(midstream(&bytes).lines(), [line]);
+    }
+}
+
+#[test]
 fn what_a_search_holds_is_bounded_by_max_head() {
     let mut extractor = Extractor::new(HttpOptions {
         max_head: 1000,
@@ -238,9 +258,9 @@ fn what_a_search_holds_is_bounded_by_max_head() {
         &mut |_| (),
     );
     let mut worst = 0;
-    for _ in 0..5000 {
+    for n in 0..5000 {
         let chunk = Chunk::Data {
-            bytes: b"a",
+            bytes: if n == 0 { b"GET /" } else { b"a" },
             ts: Timestamp(1),
             segment_start: true,
             conflict: false,
