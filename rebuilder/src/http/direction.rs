@@ -343,11 +343,11 @@ impl Direction {
                 } else {
                     building.raw.truncate(end);
                 }
-                let open = Open {
+                let mut open = Open {
                     building,
                     line_start,
                     head_end: end,
-                    head,
+                    head: Some(head),
                     verdict,
                 };
                 let rest = match verdict.framing {
@@ -364,6 +364,7 @@ impl Direction {
                 if !admitted {
                     return (self.shed(cx, open, rest), used);
                 }
+                open.head = None;
                 (State::Body(Box::new(InBody { open, rest })), used)
             }
         }

@@ -317,7 +317,7 @@ pub(super) fn request_line(line: &[u8]) -> Option<RequestLine> {
 }
 
 /// A head in its parts; all ranges count from the beginning of the bytes it was split from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) method: Range<usize>,
     pub(super) target: Range<usize>,

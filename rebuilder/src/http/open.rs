@@ -6,7 +6,7 @@ use super::body::Rest;
 use super::client::forwarded_for;
 use super::context::Context;
 use super::framing::Verdict;
-use super::head::Head;
+use super::head::{Head, split};
 use super::search::Origin;
 use super::{Flags, OriginSource, Request, wants_hop};
 use crate::time::Timestamp;
@@ -38,7 +38,9 @@ pub(super) struct Open {
     pub(super) building: Building,
     pub(super) line_start: usize,
     pub(super) head_end: usize,
-    pub(super) head: Head,
+    /// `None` while the body is awaited: the list of fields can be twenty times as large as the head, so it is made anew
+    /// rather than held.
+    pub(super) head: Option<Head>,
     pub(super) verdict: Verdict,
 }
 
@@ -53,6 +55,10 @@ impl Open {
             verdict,
         } = self;
         let Building { ts, mut raw, flags } = building;
+        // It was split once, and its bytes are the same: the default is never taken.
+        let head = head
+            .or_else(|| split(raw.get(..head_end)?, line_start))
+            .unwrap_or_default();
         if raw.capacity() - raw.len() > raw.len() / 4 + 64 {
             raw.shrink_to_fit();
         }
