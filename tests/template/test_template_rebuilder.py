@@ -298,6 +298,30 @@ def test_only_the_load_balancer_reaches_a_rebuilder():
     }
 
 
+def test_a_rebuilder_may_ask_the_name_servers_of_its_vpc():
+    # Security groups let Amazon's own name server through, but not one that the VPC's DHCP options name.
+    ways = stack.Evaluated().properties("RebuilderSecurityGroup")["SecurityGroupEgress"]
+    asked = {(w["IpProtocol"], w.get("CidrIp") or w.get("CidrIpv6")) for w in ways if w["FromPort"] <= 53 <= w["ToPort"]}
+    assert asked == {(protocol, cidr) for protocol in ("udp", "tcp") for cidr in ("0.0.0.0/0", "::/0")}
+
+
+def test_descriptions_of_security_groups_have_only_characters_that_ec2_takes():
+    # EC2 API reference, IpRange: "Allowed characters are a-z, A-Z, 0-9, spaces, and ._-:/()#,@[]+=&;{}!$*". An apostrophe
+    # is none of them, and would end a deployment halfway. For UserIdGroupPair there is no & either.
+    def descriptions(node):
+        if isinstance(node, dict):
+            own = [v for k, v in node.items() if k in ("Description", "GroupDescription")]
+            return own + [d for v in node.values() for d in descriptions(v)]
+        return [d for v in node for d in descriptions(v)] if isinstance(node, list) else []
+
+    kinds = ("AWS::EC2::SecurityGroup", "AWS::EC2::SecurityGroupIngress", "AWS::EC2::SecurityGroupEgress")
+    cidrs = "10.0.0.0/8,10.1.0.0/16,10.2.0.0/16,10.3.0.0/16"
+    resources = [r for kind in kinds for r in stack.Evaluated(SourceCidrs=cidrs).resources(kind).values()]
+    found = descriptions([r["Properties"] for r in resources])
+    assert len(found) >= 14
+    assert [d for d in found if not re.fullmatch(r"[a-zA-Z0-9 ._\-:/()#,@\[\]+=;{}!$*]{1,255}", d)] == []
+
+
 def test_the_health_check_asks_the_admin_port():
     p = stack.Evaluated().properties("RebuilderTargets")
     assert (p["Protocol"], p["Port"]) == ("UDP", 4789)
