@@ -158,12 +158,11 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     let address = admin.address();
     let admin = admin.start(Arc::clone(&health), Arc::clone(&metrics))?;
     let (stop_watch, watch_stopped) = mpsc::channel();
-    let watch = {
-        let watch = AnalyserWatch::new(&options.forward, Arc::clone(&metrics));
-        thread::Builder::new()
-            .name("analyser".into())
-            .spawn(move || watch.run(&watch_stopped))?
-    };
+    let watch = AnalyserWatch::new(&options.forward, Arc::clone(&metrics));
+    // Never joined: a resolver that does not answer would hold up the end by many seconds.
+    thread::Builder::new()
+        .name("analyser".into())
+        .spawn(move || watch.run(&watch_stopped))?;
     let signal_handle = signals.handle();
     let signal_thread = {
         let (draining, health) = (Arc::clone(&draining), Arc::clone(&health));
@@ -196,7 +195,6 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     signal_handle.close();
     let _ = signal_thread.join();
     drop(stop_watch);
-    let _ = watch.join();
     drop(admin);
     let totals = metrics.totals();
     info!(
@@ -328,7 +326,10 @@ impl Worker {
             ..
         } = self;
         let mut submit = |request: Request| submit(forwarder, counters, *incomplete, &request);
-        let drained = receiver.drain(DRAIN_BUDGET, wall_clock(), |frame| {
+        // Taken before reading: all that had arrived by then is read when the socket is found empty. Taken behind it, a
+        // pause of this thread in between would let flow time pass packets that have arrived and are not read.
+        let now = wall_clock();
+        let drained = receiver.drain(DRAIN_BUDGET, now, |frame| {
             let outcome = pipeline.frame(&frame, &mut submit);
             counters.packet(outcome);
             counters.add(Counter::ReceivedBytes, frame.data.len() as u64);
@@ -336,7 +337,7 @@ impl Worker {
         match drained {
             Ok(drained) => {
                 if drained.empty {
-                    pipeline.advance(wall_clock(), &mut submit);
+                    pipeline.advance(now, &mut submit);
                 }
                 drained.empty
             }
