@@ -319,6 +319,7 @@ mod tests {
             answer: AnswerTo::Other,
             source: Source::of([10, 0, 0, 1].into()),
             failures: 0,
+            not_before: None,
         }
     }
 

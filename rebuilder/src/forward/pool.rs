@@ -30,6 +30,9 @@ const READS_MAX: usize = 4;
 const LINGERING: usize = 2;
 /// A request that so many connections ended on is refused.
 const FAILURES_MAX: u8 = 2;
+/// How long a charged request waits before it is sent again; see [`Item::not_before`]. An instance that is killed has
+/// closed its ports by then.
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
 
 /// Delivers the requests of one worker. Nothing here blocks but [`Forwarder::poll`], and that no longer than asked.
 ///
@@ -140,6 +143,7 @@ impl Forwarder {
             answer: outgoing.answer,
             source: Source::of(request.endpoints.src.ip()),
             failures: 0,
+            not_before: None,
         };
         self.counters.add(Counter::Submitted, 1);
         if self.queue.push(item).is_err() {
@@ -283,11 +287,11 @@ impl Forwarder {
                 connection.lane.push(item, now);
             }
         }
-        while let Some(cost) = self.queue.next_alone_cost()
+        while let Some(cost) = self.queue.next_alone_cost(now)
             && self.has_room(cost)
             && self.may_connect(now)
             && let Some(slot) = self.free_slot(self.shared_slots..self.slots.len())
-            && let Some(item) = self.queue.pop_alone()
+            && let Some(item) = self.queue.pop_alone(now)
         {
             let disputed = item.sharing == Sharing::Alone;
             let alone = Alone {
@@ -530,6 +534,7 @@ impl Forwarder {
                 self.counters.request(RequestOutcome::RefusedByAnalyser);
             } else {
                 self.counters.add(Counter::Resent, 1);
+                item.not_before = now.checked_add(RETRY_PAUSE);
                 self.queue.put_back(item);
             }
         }

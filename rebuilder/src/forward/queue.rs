@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Instant;
 
 use super::answer::AnswerTo;
 use super::sharing::Sharing;
@@ -40,6 +41,9 @@ pub(super) struct Item {
     pub(super) source: Source,
     /// Connections that ended with this request as the oldest unanswered one.
     pub(super) failures: u8,
+    /// It waits until then: an analyser that is going down takes connections for a moment longer, and who tries again at
+    /// once is charged twice for one death.
+    pub(super) not_before: Option<Instant>,
 }
 
 impl Item {
@@ -123,7 +127,8 @@ impl Queue {
         } else {
             &mut self.shared
         };
-        if first {
+        // Who has to wait does so at the end: at the front, one after the other would hold up the source for ever.
+        if first && item.not_before.is_none() {
             line.push_front(item);
         } else {
             line.push_back(item);
@@ -143,16 +148,26 @@ impl Queue {
         Some(item)
     }
 
+    /// Whose turn in quarantine is next: the first source whose oldest request need not wait any more.
+    fn next_turn(&self, now: Instant) -> Option<(usize, &Item)> {
+        let oldest = |source| self.alone.get(source)?.waiting.front();
+        self.turns
+            .iter()
+            .enumerate()
+            .filter_map(|(turn, source)| Some((turn, oldest(source)?)))
+            .find(|(_, item)| item.not_before.is_none_or(|at| at <= now))
+    }
+
     /// What the next one in quarantine costs.
     #[must_use]
-    pub(super) fn next_alone_cost(&self) -> Option<usize> {
-        let share = self.alone.get(self.turns.front()?)?;
-        share.waiting.front().map(Item::cost)
+    pub(super) fn next_alone_cost(&self, now: Instant) -> Option<usize> {
+        self.next_turn(now).map(|(_, item)| item.cost())
     }
 
     /// Takes the next one for a connection of its own, the sources in turn; [`Queue::alone_done`] gives the place back.
-    pub(super) fn pop_alone(&mut self) -> Option<Item> {
-        let source = self.turns.pop_front()?;
+    pub(super) fn pop_alone(&mut self, now: Instant) -> Option<Item> {
+        let (turn, _) = self.next_turn(now)?;
+        let source = self.turns.remove(turn)?;
         let share = self.alone.get_mut(&source)?;
         share.in_turn = false;
         let item = share.waiting.pop_front()?;
@@ -258,6 +273,7 @@ mod tests {
             answer: AnswerTo::Other,
             source: Source::of(IpAddr::from([10, 0, 0, source])),
             failures: 0,
+            not_before: None,
         }
     }
 
@@ -289,12 +305,13 @@ mod tests {
 
     #[test]
     fn one_source_does_not_take_the_whole_quarantine() {
+        let now = Instant::now();
         let mut queue = Queue::new(usize::MAX, 2);
         for _ in 0..100 {
             queue.push(item(1, true, 1)).unwrap();
         }
         queue.push(item(2, true, 1)).unwrap();
-        let taken: Vec<Source> = std::iter::from_fn(|| queue.pop_alone())
+        let taken: Vec<Source> = std::iter::from_fn(|| queue.pop_alone(now))
             .map(|item| item.source)
             .collect();
         assert_eq!(taken.len(), 3);
@@ -303,8 +320,29 @@ mod tests {
         queue.check();
         queue.alone_done(taken[0]);
         queue.check();
-        assert!(queue.pop_alone().is_some());
-        assert!(queue.pop_alone().is_none());
+        assert!(queue.pop_alone(now).is_some());
+        assert!(queue.pop_alone(now).is_none());
+    }
+
+    #[test]
+    fn who_has_to_wait_holds_up_no_other_source() {
+        let now = Instant::now();
+        let later = now + std::time::Duration::from_millis(1);
+        let mut queue = Queue::new(usize::MAX, 2);
+        queue.push(item(1, true, 1)).unwrap();
+        queue.put_back(Item {
+            not_before: Some(later),
+            ..item(1, true, 2)
+        });
+        queue.push(item(2, true, 3)).unwrap();
+        let lens: Vec<usize> = std::iter::from_fn(|| queue.pop_alone(now))
+            .map(|item| item.bytes.len())
+            .collect();
+        assert_eq!(lens, [1, 3]);
+        assert_eq!(queue.next_alone_cost(now), None);
+        queue.check();
+        assert_eq!(queue.pop_alone(later).unwrap().bytes.len(), 2);
+        queue.check();
     }
 
     proptest! {
@@ -312,13 +350,14 @@ mod tests {
         fn the_invariants_hold_after_every_step(
             steps in prop::collection::vec((0_u8..6, 0_u8..4, any::<bool>(), 0_usize..50), 0..200),
         ) {
+            let now = Instant::now();
             let mut queue = Queue::new(3000, 3);
             let mut out: Vec<Item> = Vec::new();
             for (step, source, alone, len) in steps {
                 match step {
                     0 | 1 => drop(queue.push(item(source, alone, len))),
                     2 => drop(queue.pop_shared()),
-                    3 => out.extend(queue.pop_alone()),
+                    3 => out.extend(queue.pop_alone(now)),
                     4 => if let Some(item) = out.pop() {
                         queue.alone_done(item.source);
                         queue.put_back(item);

@@ -152,6 +152,28 @@ fn a_request_that_makes_the_analyser_close_is_refused_after_two_and_harms_nobody
 }
 
 #[test]
+fn an_analyser_that_dies_takes_no_request_with_it() {
+    // For 100 ms from the first request on, connections are still taken and closed, as the kernel does with those that
+    // nobody accepts any more.
+    let death = Arc::new(Mutex::new(None));
+    let peer = Peer::new(move |mut stream, _| {
+        let mut pending = Vec::new();
+        while read_request(&mut stream, &mut pending).is_some() {
+            let begun = *death.lock().unwrap().get_or_insert_with(Instant::now);
+            if begun.elapsed() < Duration::from_millis(100) || stream.write_all(OK).is_err() {
+                return;
+            }
+        }
+    });
+    let mut worker = Worker::new(peer.address, ForwardOptions::default());
+    for i in 0..20 {
+        worker.submit(&get(&format!("/{i}")));
+    }
+    worker.run_idle(5);
+    assert_eq!(worker.outcomes(), [(Delivered2xx, 20)]);
+}
+
+#[test]
 fn a_peer_that_closes_inside_an_answer_has_taken_the_request_when_its_head_was_whole() {
     // First connection: head and half a body. Second: half a head. Then good.
     let peer = Peer::new(|mut stream, number| {
