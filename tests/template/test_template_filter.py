@@ -87,3 +87,15 @@ def test_the_load_balancer_admits_vxlan_from_each_source_and_nothing_else(cidrs)
     group = stack.Evaluated(SourceCidrs=cidrs).properties("BalancerSecurityGroup")
     admitted = [(r["IpProtocol"], r["FromPort"], r["ToPort"], r["CidrIp"]) for r in group["SecurityGroupIngress"]]
     assert admitted == [("udp", 4789, 4789, cidr) for cidr in cidrs.split(",")]
+
+
+@pytest.mark.parametrize(("before", "after"), [("80,81,82", "80,81"), ("80,81", "80,81"), ("80", "80")])
+@pytest.mark.parametrize("on", [True, False])
+def test_mirror_egress_can_be_switched_as_its_description_says(before, after, on):
+    # CloudFormation makes new rules and changes those that stay before it removes any: all of them are there at once.
+    assert "at most 3 HttpPorts at that time" in stack.source()["Parameters"]["MirrorEgress"]["Description"]
+    without, egress_on = {"HttpPorts": before}, {"HttpPorts": after, "MirrorEgress": "true"}
+    old, new = (without, egress_on) if on else (egress_on, without)
+    kind = "AWS::EC2::TrafficMirrorFilterRule"
+    names = stack.Evaluated(**old).resources(kind).keys() | stack.Evaluated(**new).resources(kind).keys()
+    assert len(names) <= 10
