@@ -130,6 +130,11 @@ def test_an_empty_analyser_is_refused_with_the_remedy():
     assert "Set it to" in assertion["AssertDescription"]
 
 
+def test_the_loop_through_a_balanced_analyser_is_warned_of():
+    # The functions compare addresses, and a load balancer's are not those of what stands behind it.
+    assert "!asg:" in stack.source()["Parameters"]["AnalyzerUrl"]["Description"]
+
+
 def test_outputs_are_as_agreed():
     found = {name: o["Value"] for name, o in stack.Evaluated().value(stack.transformed()["Outputs"]).items()}
     assert found == {
