@@ -4,6 +4,7 @@
 //! Source: CloudFormation user guide, "Custom resource request and response reference".
 
 use crate::converge::{Run, Stop, delete};
+use crate::id::StackArn;
 use crate::pace::Pacer;
 use crate::plan::Session;
 use crate::ports::{Again, Callback, Ports, SessionQuery};
@@ -64,9 +65,11 @@ impl<P: Ports + Callback + Again> Custom<'_, P> {
             text("RequestId"),
             text("LogicalResourceId"),
         ) {
-            (Some(kind), Some(_), Some(_), Some(_)) => match (kind, physical) {
+            (Some(kind), Some(stack), Some(_), Some(logical)) => match (kind, physical) {
                 ("Create" | "Update", _) => self.converge().await,
-                ("Delete", Some(PHYSICAL_ID)) => self.remove(request).await,
+                ("Delete", Some(id)) if id == PHYSICAL_ID || made_up(id, stack, logical) => {
+                    self.remove(request).await
+                }
                 ("Delete", _) => Reply::Success(json!({})),
                 (other, _) => Reply::Failed(format!(
                     "RequestType {other:?} is none of Create, Update and Delete"
@@ -258,6 +261,17 @@ struct Removal {
 }
 
 /// One line of at most [`MAX_REASON`] bytes.
+/// Whether CloudFormation made this id up, for a creation whose answer it never had: it was cancelled because something
+/// else failed, or the stack was deleted, while it ran. What that creation made has to go all the same, or target and
+/// filter cannot. Such an id is the names of the stack and of the resource with a random end.
+fn made_up(physical: &str, stack: &str, logical: &str) -> bool {
+    let stack = StackArn::new(stack);
+    physical
+        .strip_prefix(stack.name())
+        .and_then(|rest| rest.strip_prefix('-')?.strip_prefix(logical))
+        .is_some_and(|rest| rest.starts_with('-'))
+}
+
 fn short(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {

@@ -135,7 +135,11 @@ async fn delete_removes_ours_alone_and_answers_after_two_empty_listings() {
 
 #[tokio::test]
 async fn delete_for_another_id_succeeds_and_does_nothing() {
-    for physical in [Some("fleet-MirrorSessions-1ABC"), None] {
+    for physical in [
+        Some("mirrorfleet-sessions-v2"),
+        Some("other-MirrorSessions-1ABC"),
+        None,
+    ] {
         let fake = Fake::new(vec![]);
         fake.state().sessions = ours(1);
         let mut request = event_file("custom-delete");
@@ -157,6 +161,25 @@ async fn delete_for_another_id_succeeds_and_does_nothing() {
         assert_eq!(fake.state().sessions.len(), 1);
         assert_eq!(fake.count("sessions"), 0);
     }
+}
+
+#[tokio::test]
+async fn delete_under_the_id_that_cloudformation_made_up_removes_what_the_cancelled_creation_made()
+{
+    let fake = Fake::new(vec![]);
+    fake.state().sessions = ours(1);
+    let mut request = event_file("custom-delete");
+    let stack = request["StackId"].as_str().unwrap();
+    let name = stack.split('/').nth(1).unwrap();
+    let made_up = format!(
+        "{name}-{}-1X2Y3Z",
+        request["LogicalResourceId"].as_str().unwrap()
+    );
+    request["PhysicalResourceId"] = json!(made_up);
+    let answer = custom(&fake, &request).await;
+    assert_eq!(answer["Status"], "SUCCESS");
+    assert_eq!(answer["PhysicalResourceId"], json!(made_up));
+    assert_eq!(fake.state().sessions.len(), 0);
 }
 
 #[tokio::test]
