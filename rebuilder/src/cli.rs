@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use rebuilder::decode::{DecodeOptions, Vni};
 use rebuilder::forward::{ForwardOptions, HopByHop, Target, XffStyle};
 use rebuilder::http::{Cidr, HttpOptions};
@@ -186,7 +186,10 @@ enum IncompleteArg {
 /// Parses the command line, runs, and answers the exit code.
 pub(crate) fn main() -> ExitCode {
     // A reader that closes early (`| head`) ends the program quietly through a failed write, not through a panic.
-    match Cli::try_parse() {
+    let parsed = without_empty_variables(Cli::command())
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    match parsed {
         Ok(cli) => match cli.command {
             Command::Run(args) => run(*args),
             Command::Inspect(args) => inspect(args),
@@ -204,6 +207,28 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(if e.use_stderr() { 2 } else { 0 })
         }
     }
+}
+
+/// A variable that is set and empty counts as absent: an environment file has a line for each flag, used or not. And
+/// `inspect` takes none, though it shares flags with `run`.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let empty = |arg: &clap::Arg| {
+        arg.get_env()
+            .is_some_and(|name| std::env::var_os(name).is_some_and(|value| value.is_empty()))
+    };
+    let strip = |arg: clap::Arg| {
+        if empty(&arg) {
+            arg.env(None::<&str>)
+        } else {
+            arg
+        }
+    };
+    command
+        .mut_subcommands(|subcommand| subcommand.mut_args(strip))
+        // The variables configure a service; a capture is read by what the command line says.
+        .mut_subcommand("inspect", |inspect| {
+            inspect.mut_args(|arg| arg.env(None::<&str>))
+        })
 }
 
 /// clap tells a usage error in a paragraph; ours is a line.
@@ -391,7 +416,6 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_well_formed() {

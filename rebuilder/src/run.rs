@@ -222,6 +222,7 @@ struct AnalyserWatch {
     queue_bytes: usize,
     failures: u64,
     away: bool,
+    unresolved: bool,
 }
 
 impl AnalyserWatch {
@@ -233,6 +234,7 @@ impl AnalyserWatch {
             queue_bytes: options.queue_bytes,
             failures: 0,
             away: false,
+            unresolved: false,
         }
     }
 
@@ -253,14 +255,19 @@ impl AnalyserWatch {
     }
 
     /// When to resolve next. A name that stops resolving keeps its last addresses.
-    fn resolve(&self) -> Duration {
+    fn resolve(&mut self) -> Duration {
         match self.target.resolve() {
             Ok(list) => {
                 self.addresses.set(list);
+                if std::mem::take(&mut self.unresolved) {
+                    info!("--forward {}: the name resolves again", self.target);
+                }
                 RESOLVE_INTERVAL
             }
             Err(e) => {
-                warn!("{e}; trying again");
+                if !std::mem::replace(&mut self.unresolved, true) {
+                    warn!("{e}; trying again every second");
+                }
                 WATCH_INTERVAL
             }
         }

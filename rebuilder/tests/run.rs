@@ -35,3 +35,33 @@ fn sigterm_ends_it_although_nobody_reads_its_log_any_more() {
     };
     assert_eq!(status.code(), Some(0), "it had said: {line}");
 }
+
+#[test]
+fn a_variable_that_is_set_and_empty_counts_as_absent() {
+    let run = |value: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_rebuilder"))
+            // Fails at once and after the command line was read: the address is nobody's.
+            .args([
+                "run",
+                "--forward",
+                "http://127.0.0.1:9",
+                "--listen",
+                "192.0.2.1:4789",
+            ])
+            .env("REBUILDER_WORKERS", value)
+            .env("REBUILDER_TRUST", "")
+            .env("REBUILDER_VNI", "")
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let (code, said) = run("");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("192.0.2.1"), "{said}");
+    let (code, said) = run("none");
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("--workers"), "{said}");
+}

@@ -89,7 +89,9 @@ impl Connection {
     /// When our side is to be shut, if it is.
     pub(super) fn shut_at(&self, options: &ForwardOptions) -> Option<Instant> {
         let later = self.alone.as_ref().is_some_and(|a| a.shut == Shut::Later);
-        (later && self.established && self.lane.is_written())
+        // While the socket takes nothing the event that it does is waited for, not a time that has passed: a timer in the
+        // past would have the worker spin.
+        (later && self.established && self.writable && self.lane.is_written())
             .then(|| self.lane.deadline(options.shut_after))
             .flatten()
     }
