@@ -102,7 +102,7 @@ impl Analyser {
         fs::write(&engine, text)?;
         // `return` would answer before the module has seen the body, a file would refuse POST: so there is an upstream.
         let http = format!(
-            "client_max_body_size 16m; keepalive_requests 100000; keepalive_timeout 600s;\n\
+            "client_max_body_size 2m; keepalive_requests 100000; keepalive_timeout 600s;\n\
              server {{ listen 80; modsecurity on; modsecurity_rules_file {engine};\n\
              location / {{ proxy_pass http://unix:{home}/upstream; proxy_set_header Host $http_host; }} }}\n\
              server {{ listen unix:{home}/upstream; access_log off; client_max_body_size 16m;\n\

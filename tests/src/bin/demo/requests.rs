@@ -215,6 +215,16 @@ pub(crate) fn volley(round: usize, directory: &Path) -> anyhow::Result<Vec<Shot>
         &[],
     );
 
+    // The instance takes 16 MB, the analyser's nginx 2 MB.
+    let huge = body_file(directory, "huge", "well-made ".repeat(300_000).as_bytes())?;
+    by_curl(
+        "an upload that is larger than the analyser takes",
+        true,
+        "POST",
+        vec![target("/upload")],
+        &["--data-binary", huge.as_str()],
+    );
+
     let (outer, inner) = (target("/search"), target("/admin"));
     let hidden = format!("GET {inner} HTTP/1.1\r\n{HOST}\r\n\r\n");
     let body = format!("0\r\n\r\n{hidden}");
