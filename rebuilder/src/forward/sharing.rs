@@ -5,7 +5,7 @@
 //! does not recognise byte for byte goes alone, whatever the flags say. It errs towards quarantine.
 
 use super::bytes::{Field, parse_length};
-use crate::http::{Flags, Framing, Request};
+use crate::http::{Flags, Framing, Request, is_token};
 
 /// What may stand behind a request on its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ fn strict_head(request: &Request) -> Option<StrictHead> {
     let target = raw.get(request.target.clone())?;
     if request.method.start != request.line_start
         || method.is_empty()
-        || !method.iter().all(|&b| is_tchar(b))
+        || !method.iter().all(|&b| is_token(b))
         || request.target.start != request.method.end.checked_add(1)?
         || raw.get(request.method.end) != Some(&b' ')
         || target.is_empty()
@@ -128,7 +128,7 @@ fn strict_head(request: &Request) -> Option<StrictHead> {
         let value = raw.get(value_range.clone())?;
         if header.name.start != at
             || name.is_empty()
-            || !name.iter().all(|&b| is_tchar(b))
+            || !name.iter().all(|&b| is_token(b))
             || raw.get(header.name.end) != Some(&b':')
             || !raw
                 .get(header.name.end + 1..value_range.start)?
@@ -197,28 +197,6 @@ const fn is_blank(b: u8) -> bool {
     b == b' ' || b == b'\t'
 }
 
-/// RFC 9110 §5.6.2.
-const fn is_tchar(b: u8) -> bool {
-    b.is_ascii_alphanumeric()
-        || matches!(
-            b,
-            b'!' | b'#'
-                | b'$'
-                | b'%'
-                | b'&'
-                | b'\''
-                | b'*'
-                | b'+'
-                | b'-'
-                | b'.'
-                | b'^'
-                | b'_'
-                | b'`'
-                | b'|'
-                | b'~'
-        )
-}
-
 /// How far a body follows RFC 9112 §7.1 to the letter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ChunkWalk {
@@ -279,7 +257,7 @@ fn trailers_end(body: &[u8], mut at: usize) -> Option<usize> {
         }
         let colon = line.iter().position(|&b| b == b':')?;
         let (name, value) = line.split_at_checked(colon)?;
-        if name.is_empty() || !name.iter().all(|&b| is_tchar(b)) || !is_field_text(value) {
+        if name.is_empty() || !name.iter().all(|&b| is_token(b)) || !is_field_text(value) {
             return None;
         }
     }

@@ -15,7 +15,7 @@ use memchr::memchr;
 use super::Header;
 
 /// Bytes of a `token` (RFC 9110 §5.6.2): method names and field names.
-pub(super) const fn is_token(byte: u8) -> bool {
+pub(crate) const fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric()
         || matches!(
             byte,

@@ -31,6 +31,7 @@ use crate::time::Timestamp;
 
 pub use client::{Cidr, CidrError};
 pub use extract::{Extractor, HttpCounters, HttpOptions};
+pub(crate) use head::is_token;
 pub use row::write_json;
 
 bitflags::bitflags! {
