@@ -6,9 +6,9 @@ use crate::error::ApiError;
 use crate::event::{self, Event, Hint};
 use crate::id::{EniId, InstanceId};
 use crate::interface::Interface;
-use crate::plan::{Limits, SESSIONS_PER_INTERFACE, plan};
+use crate::plan::{Desired, Limits, Plan, SESSIONS_PER_INTERFACE, Session, plan};
 use crate::ports::{InstanceQuery, InterfaceQuery, Inventory, Ports, SessionQuery};
-use crate::verdict::{desire, locate_analyzer};
+use crate::verdict::{AnalyzerAt, desire, locate_analyzer};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -149,26 +149,46 @@ async fn converge<P: Ports>(
     wanted: &Hint,
 ) -> Result<(Outcome, BTreeMap<EniId, Option<InstanceId>>), ApiError> {
     let interfaces = look_up(run.ports, wanted).await?;
-    let enis: Vec<EniId> = interfaces.iter().map(|i| i.id.clone()).collect();
     let at = interfaces
         .iter()
         .map(|i| (i.id.clone(), i.instance_id.clone()))
         .collect();
-    if enis.is_empty() {
+    if interfaces.is_empty() {
         return Ok((Outcome::default(), at));
     }
+    let Planned { desired, plan, .. } = plan_for(run, &interfaces).await?;
+    Ok((run.execute(&desired, plan).await, at))
+}
+
+/// A plan for some interfaces, and what it was made from.
+pub(crate) struct Planned {
+    /// All sessions on these interfaces, other teams' too.
+    pub(crate) actual: Vec<Session>,
+    pub(crate) analyzer: AnalyzerAt,
+    pub(crate) desired: Desired,
+    pub(crate) plan: Plan,
+}
+
+/// What these interfaces, which are not all of the account's, miss.
+pub(crate) async fn plan_for<P: Ports>(
+    run: &Run<'_, P>,
+    interfaces: &[Interface],
+) -> Result<Planned, ApiError> {
+    let enis: Vec<EniId> = interfaces.iter().map(|i| i.id.clone()).collect();
     let actual = run.ports.sessions(SessionQuery::On(&enis)).await?;
     let analyzer = locate_analyzer(run.settings, run.ports).await;
-    let desired = desire(run.settings, &interfaces, &analyzer, false);
-    let plan = plan(
-        &desired,
-        &actual,
-        &Limits {
-            per_interface: SESSIONS_PER_INTERFACE,
-            per_account: None,
-        },
-    );
-    Ok((run.execute(&desired, plan).await, at))
+    let desired = desire(run.settings, interfaces, &analyzer, false);
+    let limits = Limits {
+        per_interface: SESSIONS_PER_INTERFACE,
+        per_account: None,
+    };
+    let plan = plan(&desired, &actual, &limits);
+    Ok(Planned {
+        actual,
+        analyzer,
+        desired,
+        plan,
+    })
 }
 
 /// The interfaces that a hint names or whose instance it names, with their instances. What is gone is left out.

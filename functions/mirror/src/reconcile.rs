@@ -1,7 +1,7 @@
 //! The whole account converges: on a schedule, as a dry run, and to explain one interface.
 
 use crate::answer::{Answer, Explained, SkipReason, Touched};
-use crate::attach::{join, look_up};
+use crate::attach::{Planned, join, look_up, plan_for};
 use crate::converge::Run;
 use crate::error::ApiError;
 use crate::event::Hint;
@@ -269,18 +269,12 @@ pub async fn explain<P: Ports>(run: &Run<'_, P>, of: &Hint) -> Result<Vec<Explai
     if interfaces.is_empty() {
         return Ok(vec![not_found(of)]);
     }
-    let enis: Vec<EniId> = interfaces.iter().map(|i| i.id.clone()).collect();
-    let actual = run.ports.sessions(SessionQuery::On(&enis)).await?;
-    let analyzer = locate_analyzer(run.settings, run.ports).await;
-    let desired = desire(run.settings, &interfaces, &analyzer, false);
-    let plan = plan(
-        &desired,
-        &actual,
-        &Limits {
-            per_interface: SESSIONS_PER_INTERFACE,
-            per_account: None,
-        },
-    );
+    let Planned {
+        actual,
+        analyzer,
+        plan,
+        ..
+    } = plan_for(run, &interfaces).await?;
     let one = |interface: &Interface| {
         let ours = actual
             .iter()
