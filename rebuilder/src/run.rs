@@ -35,6 +35,9 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the analyser's name is resolved: load balancers move.
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How often the figures of the stages go to the metrics: a system call for the kernel's drops, so not at each turn.
+const PUBLISH_INTERVAL: Duration = Duration::from_millis(100);
+
 /// What `rebuilder_load_ratio` is measured over.
 const LOAD_WINDOW: Duration = Duration::from_secs(1);
 
@@ -136,6 +139,7 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
             incomplete: options.incomplete,
             counters: Arc::clone(counters),
             published: Published::default(),
+            publish_at: Instant::now(),
             last_error: None,
             health: Arc::clone(&health),
             draining: Arc::clone(&draining),
@@ -300,6 +304,7 @@ struct Worker {
     incomplete: Incomplete,
     counters: Arc<WorkerCounters>,
     published: Published,
+    publish_at: Instant,
     last_error: Option<io::ErrorKind>,
     health: Arc<Health>,
     draining: Arc<AtomicBool>,
@@ -317,7 +322,11 @@ impl Worker {
             if let Some(ratio) = load.sample(now) {
                 self.counters.set_load(ratio);
             }
-            self.publish(now);
+            self.health.beat(self.index, now);
+            if now >= self.publish_at {
+                self.publish_at = now + PUBLISH_INTERVAL;
+                self.publish();
+            }
         }
         self.drain();
     }
@@ -362,9 +371,8 @@ impl Worker {
         }
     }
 
-    /// Brings the figures of the stages up to date, and gives a sign of life.
-    fn publish(&mut self, now: Instant) {
-        self.health.beat(self.index, now);
+    /// Brings the figures of the stages up to date.
+    fn publish(&mut self) {
         let (counters, pipeline) = (&self.counters, &self.pipeline);
         counters.set(Gauge::Flows, pipeline.flows() as u64);
         counters.set(Gauge::HeldBytes, pipeline.held_bytes() as u64);
@@ -413,10 +421,11 @@ impl Worker {
         while !self.forwarder.idle() && begun.elapsed() < self.drain_timeout {
             let now = Instant::now();
             self.forwarder.poll(TICK, now);
-            self.publish(now);
+            self.health.beat(self.index, now);
+            self.publish();
         }
         self.forwarder.shut();
-        self.publish(Instant::now());
+        self.publish();
     }
 }
 
