@@ -210,6 +210,9 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
             .iter()
             .map(|&o| totals.requests(o))
             .sum::<u64>(),
+        kernel_drops = totals.counter(Counter::KernelDrops),
+        submitted = totals.counter(Counter::Submitted),
+        incomplete = totals.requests(RequestOutcome::Incomplete),
         queue_full = totals.requests(RequestOutcome::QueueFull),
         unanswered = totals.requests(RequestOutcome::DrainTimeout),
         "ended"

@@ -24,6 +24,8 @@ pub const IPV6_PREFIX: u8 = 64;
 
 /// What the network load balancer leads to: the rebuilder's address on its link to the namespace `nlb`.
 pub const REBUILDER_UNDERLAY: &str = "100.64.0.2";
+/// The device in the rebuilder's host that mirrored packets arrive on, and nothing else.
+pub const REBUILDER_LINK: &str = "nlb0";
 const REBUILDER_UNDERLAY_MAC: &str = "02:00:64:40:00:02";
 
 /// Room for a jumbo frame (9001 and its Ethernet header) behind 50 bytes of encapsulation.

@@ -1,4 +1,8 @@
 //! The rebuilder under test: the real binary, in its namespace.
+//!
+//! Whoever stops one has its books checked (DESIGN §2, rule 10): every packet that reached its host has an outcome or
+//! was dropped by the kernel and counted, and every request has an outcome or is in flight. The host's own counter of
+//! the link is the other side of that balance, so a rebuilder cannot pass by forgetting.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,10 +12,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use crate::network::{Host, REBUILDER_UNDERLAY};
+use crate::network::{Host, REBUILDER_LINK, REBUILDER_UNDERLAY};
 use crate::process::{Process, tail, wait_for};
 
 const ADMIN: &str = "127.0.0.1:9445";
+
+/// How long the figures may take to agree: they are published ten times a second, and the machine may be busy.
+const AGREEMENT: Duration = Duration::from_secs(10);
 
 /// The release binary: `REBUILDER_BIN`, or what cargo builds (nothing, where it is up to date).
 ///
@@ -54,11 +61,15 @@ pub fn binary() -> anyhow::Result<PathBuf> {
         .context("cargo named no executable")
 }
 
-/// A running `rebuilder run`.
+/// A running `rebuilder run`. Dropping it checks its books and panics where they do not balance, unless the thread
+/// panics already.
 #[derive(Debug)]
 pub struct Rebuilder {
     host: Arc<Host>,
     process: Process,
+    /// Packets on its link before it was started, and when it took traffic: what came in between it may have missed.
+    before: (u64, u64),
+    settled: bool,
 }
 
 impl Rebuilder {
@@ -82,10 +93,13 @@ impl Rebuilder {
             &format!("{REBUILDER_UNDERLAY}:4789"),
         ]);
         command.args(["--admin", ADMIN]).args(more);
+        let before = host.namespace.counters(REBUILDER_LINK)?.received;
         let process = Process::start("rebuilder", command, directory)?;
         let mut rebuilder = Self {
             host: Arc::clone(host),
             process,
+            before: (before, before),
+            settled: false,
         };
         wait_for(
             "the rebuilder takes traffic",
@@ -96,7 +110,77 @@ impl Rebuilder {
             },
         )
         .with_context(|| tail(rebuilder.process.log(), 2000))?;
+        rebuilder.before.1 = rebuilder.arrived()?;
         Ok(rebuilder)
+    }
+
+    /// Packets that its host has received on the link of mirrored packets, ever.
+    fn arrived(&self) -> anyhow::Result<u64> {
+        Ok(self.host.namespace.counters(REBUILDER_LINK)?.received)
+    }
+
+    /// Whether so many packets, counted or dropped by the kernel, are what has come since the start.
+    fn balances(&self, taken: u64, arrived: u64) -> bool {
+        (arrived - self.before.1..=arrived - self.before.0).contains(&taken)
+    }
+
+    /// Rule 10, while it runs: waits until every packet that has arrived has one outcome or is a counted drop, and every
+    /// request that was handed to the forwarder has one outcome or is in flight.
+    ///
+    /// # Errors
+    /// Where that is not so within ten seconds; the error holds both sides.
+    pub fn accounts(&self) -> anyhow::Result<Metrics> {
+        let mut seen = String::new();
+        wait_for("the books balance", AGREEMENT, || {
+            // In this order: what arrives in between makes a further round, not a false alarm.
+            let arrived = self.arrived()?;
+            let metrics = self.metrics()?;
+            let taken = metrics.packets() + metrics.count("rebuilder_kernel_drops_total");
+            let outcomes = metrics.outcomes("rebuilder_requests_total");
+            let decided: u64 = metrics.requests() - outcomes.get("incomplete").unwrap_or(&0);
+            let submitted = metrics.count("rebuilder_requests_submitted_total");
+            let in_flight = metrics.count("rebuilder_requests_in_flight");
+            seen = format!(
+                "{arrived} packets on the link ({:?} before it took traffic), {taken} counted or dropped; \
+                 {submitted} requests submitted, {decided} decided, {in_flight} in flight",
+                self.before
+            );
+            let balanced =
+                self.balances(taken, arrived) && submitted == decided + in_flight;
+            Ok(balanced.then_some(metrics))
+        })
+        .with_context(|| seen)
+    }
+
+    /// Rule 10, after the end: the figures of the last line it has written.
+    fn last_accounts(&self) -> anyhow::Result<()> {
+        let output = self.process.output();
+        let line = output
+            .lines()
+            .rev()
+            .find(|line| line.contains("ended"))
+            .context("it has not written its last line")?;
+        let figure = |name: &str| -> anyhow::Result<u64> {
+            plain(line)
+                .split_whitespace()
+                .find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+                .with_context(|| format!("no {name} in {line}"))
+        };
+        let (taken, arrived) = (
+            figure("packets")? + figure("kernel_drops")?,
+            self.arrived()?,
+        );
+        let (requests, submitted) = (figure("requests")?, figure("submitted")?);
+        if !self.balances(taken, arrived) {
+            bail!(
+                "{arrived} packets on the link, {:?} before it took traffic: {line}",
+                self.before
+            );
+        }
+        if requests != submitted + figure("incomplete")? {
+            bail!("not every request has one outcome: {line}");
+        }
+        Ok(())
     }
 
     /// The body of a path of its admin port that answers 200.
@@ -124,12 +208,42 @@ impl Rebuilder {
     /// Ends it as a deployment does (SIGTERM), and gives its exit code and all it wrote.
     ///
     /// # Errors
-    /// Where it does not end.
+    /// Where it does not end, or its books do not balance (rule 10).
     pub fn drain(mut self, timeout: Duration) -> anyhow::Result<(Option<i32>, String)> {
+        self.settled = true;
         self.process.signal(libc::SIGTERM);
         let status = self.process.wait(timeout)?;
+        if status.success() {
+            self.last_accounts()?;
+        }
         Ok((status.code(), self.process.output()))
     }
+}
+
+impl Drop for Rebuilder {
+    fn drop(&mut self) {
+        if self.settled || std::thread::panicking() {
+            return;
+        }
+        if let Err(error) = self
+            .process
+            .must_be_running()
+            .and_then(|()| self.accounts())
+        {
+            panic!("rule 10 does not hold: {error:#}");
+        }
+    }
+}
+
+/// Without the colours of a terminal.
+fn plain(line: &str) -> String {
+    let mut text = String::new();
+    let mut rest = line;
+    while let Some((before, escape)) = rest.split_once("\x1b[") {
+        text.push_str(before);
+        rest = escape.split_once('m').map_or("", |(_, behind)| behind);
+    }
+    text + rest
 }
 
 /// Prometheus samples by name with labels, as they stand in the text.
@@ -153,6 +267,17 @@ impl Metrics {
     #[must_use]
     pub fn value(&self, name: &str) -> f64 {
         self.0.get(name).copied().unwrap_or_default()
+    }
+
+    /// A sample that is a whole number; 0 where there is none.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a counter below 2^53"
+    )]
+    pub fn count(&self, name: &str) -> u64 {
+        self.value(name) as u64
     }
 
     /// The samples of a counter by their `outcome`, those that are 0 left out.
