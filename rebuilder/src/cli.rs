@@ -16,7 +16,7 @@ use rebuilder::inspect::{self, Format, InspectError};
 use rebuilder::pipeline::PipelineOptions;
 use rebuilder::receive::udp::UdpOptions;
 use rebuilder::replay::{self, ReplayOptions};
-use rebuilder::run::{self, Incomplete, RunOptions};
+use rebuilder::run::{self, Incomplete, RequestSelection, RunOptions};
 use rebuilder::stream::{FlowScope, StreamOptions};
 use rebuilder::telemetry::AdminOptions;
 use tracing_subscriber::EnvFilter;
@@ -80,6 +80,15 @@ struct RunArgs {
     /// A request whose body has a hole: forwarded as far as it was captured, or dropped.
     #[arg(long, env = "REBUILDER_INCOMPLETE", value_enum, default_value_t = IncompleteArg::Forward)]
     incomplete: IncompleteArg,
+    /// Leave out health checks that come from these networks (repeat, or separate by commas): body-less GET or HEAD
+    /// without a query, User-Agent `ELB-HealthChecker/` or `kube-probe/`.
+    #[arg(
+        long,
+        env = "REBUILDER_IGNORE_HEALTH_CHECKS",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    ignore_health_checks: Vec<Cidr>,
     /// Connections to the analyser, a worker.
     #[arg(long, env = "REBUILDER_CONNECTIONS", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
     connections: u16,
@@ -321,9 +330,12 @@ fn run(args: RunArgs) -> ExitCode {
             target: args.forward,
             ..ForwardOptions::default()
         },
-        incomplete: match args.incomplete {
-            IncompleteArg::Forward => Incomplete::Forward,
-            IncompleteArg::Drop => Incomplete::Drop,
+        selection: RequestSelection {
+            incomplete: match args.incomplete {
+                IncompleteArg::Forward => Incomplete::Forward,
+                IncompleteArg::Drop => Incomplete::Drop,
+            },
+            health_checks_from: args.ignore_health_checks,
         },
     };
     finish(run::run(&options))

@@ -15,7 +15,7 @@ use signal_hook::iterator::Signals;
 use tracing::{error, info, warn};
 
 use crate::forward::{Addresses, ForwardError, ForwardOptions, Forwarder, Target};
-use crate::http::{Flags, Request};
+use crate::http::{Cidr, Flags, Request, is_health_check};
 use crate::pipeline::{Pipeline, PipelineOptions};
 use crate::receive::udp::{self, BindError, SCANT_RECEIVE_BUFFER, UdpOptions, UdpReceiver};
 use crate::stream::End;
@@ -64,8 +64,31 @@ pub struct RunOptions {
     pub pipeline: PipelineOptions,
     /// Delivery; byte caps are those of one worker.
     pub forward: ForwardOptions,
+    /// Which requests are not handed to the analyser.
+    pub selection: RequestSelection,
+}
+
+/// Which requests are counted instead of handed to the analyser.
+#[derive(Clone, Debug, Default)]
+pub struct RequestSelection {
     /// What happens to a request whose body has a hole.
     pub incomplete: Incomplete,
+    /// `--ignore-health-checks`: where probes come from that are left out; see [`is_health_check`].
+    pub health_checks_from: Vec<Cidr>,
+}
+
+impl RequestSelection {
+    /// The outcome of a request that goes no further.
+    #[must_use]
+    pub fn outcome(&self, request: &Request) -> Option<RequestOutcome> {
+        if self.incomplete == Incomplete::Drop && request.flags.contains(Flags::TRUNCATED) {
+            Some(RequestOutcome::Incomplete)
+        } else if is_health_check(request, &self.health_checks_from) {
+            Some(RequestOutcome::HealthCheck)
+        } else {
+            None
+        }
+    }
 }
 
 /// `--incomplete`.
@@ -136,7 +159,7 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
             receiver,
             pipeline: Pipeline::new(options.pipeline.clone()),
             forwarder: Forwarder::new(options.forward.clone(), Arc::clone(counters))?,
-            incomplete: options.incomplete,
+            selection: options.selection.clone(),
             counters: Arc::clone(counters),
             published: Published::default(),
             publish_at: Instant::now(),
@@ -304,7 +327,7 @@ struct Worker {
     receiver: UdpReceiver,
     pipeline: Pipeline,
     forwarder: Forwarder,
-    incomplete: Incomplete,
+    selection: RequestSelection,
     counters: Arc<WorkerCounters>,
     published: Published,
     publish_at: Instant,
@@ -341,10 +364,10 @@ impl Worker {
             pipeline,
             forwarder,
             counters,
-            incomplete,
+            selection,
             ..
         } = self;
-        let mut submit = |request: Request| submit(forwarder, counters, *incomplete, &request);
+        let mut submit = |request: Request| submit(forwarder, counters, selection, &request);
         // Taken before reading: all that had arrived by then is read when the socket is found empty. Taken behind it, a
         // pause of this thread in between would let flow time pass packets that have arrived and are not read.
         let now = wall_clock();
@@ -399,6 +422,7 @@ impl Worker {
                     Counter::CutRequests,
                     http.oversize_requests + http.shed_requests,
                 ),
+                (Counter::Extracted, http.requests),
                 (Counter::LostFramings, http.lost_framings),
                 (Counter::SkippedBytes, http.skipped_bytes),
             ],
@@ -415,11 +439,11 @@ impl Worker {
             pipeline,
             forwarder,
             counters,
-            incomplete,
+            selection,
             ..
         } = &mut self;
         pipeline.finish(End::Idle, &mut |request| {
-            submit(forwarder, counters, *incomplete, &request);
+            submit(forwarder, counters, selection, &request);
         });
         while !self.forwarder.idle() && begun.elapsed() < self.drain_timeout {
             let now = Instant::now();
@@ -435,18 +459,17 @@ impl Worker {
 fn submit(
     forwarder: &mut Forwarder,
     counters: &WorkerCounters,
-    incomplete: Incomplete,
+    selection: &RequestSelection,
     request: &Request,
 ) {
-    if incomplete == Incomplete::Drop && request.flags.contains(Flags::TRUNCATED) {
-        counters.request(RequestOutcome::Incomplete);
-    } else {
-        forwarder.submit(request);
+    match selection.outcome(request) {
+        Some(outcome) => counters.request(outcome),
+        None => forwarder.submit(request),
     }
 }
 
 /// How many totals the stages keep.
-const PUBLISHED: usize = 12;
+const PUBLISHED: usize = 13;
 
 /// The stages keep totals; the metrics take increments. This remembers what was passed on.
 #[derive(Default)]

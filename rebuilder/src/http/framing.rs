@@ -39,14 +39,18 @@ const OURS: [&[u8]; 4] = [
     b"x-mirror-flags",
 ];
 
-/// A captured field that some server would hand on under the name of one of ours: any case, `_` for `-`.
+/// Whether the most lenient reader takes `name` for `field`, which is in lower case: any case, `_` for `-` (as CGI and
+/// what followed it do).
+pub(super) fn reads_as(name: &[u8], field: &[u8]) -> bool {
+    field.len() == name.len()
+        && field.iter().zip(name).all(|(field, byte)| {
+            *field == byte.to_ascii_lowercase() || (*field == b'-' && *byte == b'_')
+        })
+}
+
+/// A captured field that some server would hand on under the name of one of ours.
 fn passes_for_ours(name: &[u8]) -> bool {
-    OURS.iter().any(|ours| {
-        ours.len() == name.len()
-            && ours.iter().zip(name).all(|(ours, byte)| {
-                *ours == byte.to_ascii_lowercase() || (*ours == b'-' && *byte == b'_')
-            })
-    })
+    OURS.iter().any(|ours| reads_as(name, ours))
 }
 
 /// A field name as a tolerant server reads it: without blanks around it.

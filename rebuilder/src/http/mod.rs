@@ -16,6 +16,7 @@ mod direction;
 mod extract;
 mod framing;
 mod head;
+mod health_check;
 mod open;
 mod proxy;
 mod row;
@@ -32,6 +33,7 @@ use crate::time::Timestamp;
 pub use client::{Cidr, CidrError};
 pub use extract::{Extractor, HttpCounters, HttpOptions};
 pub(crate) use head::is_token;
+pub use health_check::is_health_check;
 pub use row::write_json;
 
 bitflags::bitflags! {

@@ -52,7 +52,8 @@ metrics! {
         CutRequests => "cut_requests", "Requests forwarded as `truncated` because they or all that is held had reached a byte cap.";
         LostFramings => "lost_framings", "Times it could not be told where the next request begins; it is searched for.";
         SkippedBytes => "skipped_bytes", "Bytes of request streams that stand in no request, passed over while the framing was lost.";
-        Submitted => "requests_submitted", "Requests handed to the forwarder: the sum of all outcomes but `incomplete`, plus those in flight.";
+        Extracted => "requests_extracted", "Requests found in the traffic: the sum of all outcomes, plus those in flight.";
+        Submitted => "requests_submitted", "Requests handed to the forwarder: the sum of all outcomes but `incomplete` and `health_check`, plus those in flight.";
         Resent => "requests_resent", "Requests that were written to a connection and had to be written to another one (delivery is at least once).";
         Quarantined => "requests_quarantined", "Times a request was sent alone on a fresh connection.";
         AnswerTimeouts => "answer_timeouts", "Connections given up because the oldest request on them was not answered in time.";

@@ -114,5 +114,7 @@ outcomes! {
         DrainTimeout => "drain_timeout",
         /// Its body has a hole and `--incomplete drop` is set.
         Incomplete => "incomplete",
+        /// A load balancer's or kubelet's probe that `--ignore-health-checks` leaves out.
+        HealthCheck => "health_check",
     }
 }

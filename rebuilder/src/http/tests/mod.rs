@@ -4,6 +4,7 @@ mod client;
 mod damage;
 mod framing;
 mod heads;
+mod health_check;
 mod llhttp;
 mod properties;
 mod row;
