@@ -235,7 +235,9 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
             .sum::<u64>(),
         kernel_drops = totals.counter(Counter::KernelDrops),
         submitted = totals.counter(Counter::Submitted),
+        extracted = totals.counter(Counter::Extracted),
         incomplete = totals.requests(RequestOutcome::Incomplete),
+        health_checks = totals.requests(RequestOutcome::HealthCheck),
         queue_full = totals.requests(RequestOutcome::QueueFull),
         unanswered = totals.requests(RequestOutcome::DrainTimeout),
         "ended"

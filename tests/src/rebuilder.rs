@@ -137,7 +137,8 @@ impl Rebuilder {
             let metrics = self.metrics()?;
             let taken = metrics.packets() + metrics.count("rebuilder_kernel_drops_total");
             let outcomes = metrics.outcomes("rebuilder_requests_total");
-            let decided: u64 = metrics.requests() - outcomes.get("incomplete").unwrap_or(&0);
+            let kept = |outcome| outcomes.get(outcome).unwrap_or(&0);
+            let decided: u64 = metrics.requests() - kept("incomplete") - kept("health_check");
             let submitted = metrics.count("rebuilder_requests_submitted_total");
             let in_flight = metrics.count("rebuilder_requests_in_flight");
             seen = format!(
@@ -177,8 +178,11 @@ impl Rebuilder {
                 self.before
             );
         }
-        if requests != submitted + figure("incomplete")? {
+        if requests != submitted + figure("incomplete")? + figure("health_checks")? {
             bail!("not every request has one outcome: {line}");
+        }
+        if requests != figure("extracted")? {
+            bail!("not every request that was found has one outcome: {line}");
         }
         Ok(())
     }
