@@ -21,3 +21,4 @@ pub mod run;
 pub mod stream;
 pub mod telemetry;
 pub mod time;
+pub mod units;

@@ -251,7 +251,7 @@ impl Reassembler {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl Reassembler {
     /// Bytes held, by counting anew what the running sum should say.
     pub(super) fn bytes(&self) -> usize {
@@ -271,6 +271,7 @@ impl Reassembler {
     }
 
     /// Entries of the queue.
+    #[cfg(test)]
     pub(super) fn queued(&self) -> usize {
         self.order.len()
     }

@@ -182,6 +182,18 @@ impl Decoder {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl Decoder {
+    /// Bytes that pieces of packets hold, counted anew; at most [`MAX_FRAGMENT_BYTES`].
+    ///
+    /// # Panics
+    /// Where an invariant of the store does not hold.
+    #[must_use]
+    pub fn fragment_bytes(&self) -> usize {
+        self.fragments.bytes()
+    }
+}
+
 impl DecodeOptions {
     /// Whether `--vni` lets a packet with this outermost identifier (none: bare) through.
     fn admit(&self, vni: Option<Vni>) -> Result<(), PacketOutcome> {

@@ -71,7 +71,7 @@ impl Budget {
     }
 
     /// Whether the sums agree; `held` is the sum over all streams.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn check(&self, held: usize) {
         assert_eq!(self.total, held, "charged and held bytes differ");
         assert_eq!(self.sources.values().sum::<usize>(), held);

@@ -177,7 +177,7 @@ impl Direction {
     }
 
     /// Bytes of memory held, bookkeeping included.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn cost(&self) -> usize {
         self.held.cost()
     }
@@ -659,7 +659,7 @@ impl Direction {
     }
 
     /// Panics where an invariant does not hold.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn check(&self, opts: &StreamOptions) {
         self.held.check();
         assert_eq!(

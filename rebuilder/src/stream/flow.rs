@@ -223,7 +223,7 @@ impl Flow {
         }
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn halves(&self) -> [&Half; 2] {
         [&self.low, &self.high]
     }

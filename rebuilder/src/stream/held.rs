@@ -327,7 +327,7 @@ impl Held {
         );
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn check(&self) {
         let mut end = StreamOffset(0);
         let mut known = Timestamp(0);
