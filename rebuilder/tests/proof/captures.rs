@@ -1,0 +1,54 @@
+//! Capture files laid beside the checkout, and captures made here.
+
+use std::path::PathBuf;
+
+use rebuilder::receive::capture::CaptureReader;
+
+use crate::wire::Owned;
+
+/// The public captures (`../shared`, or `MIRRORFLEET_SHARED`) in the order of their names, with the frames up to
+/// where each file breaks; `None`, and a line that says so, where they are absent.
+pub(crate) fn corpus(test: &str) -> Option<Vec<(String, Vec<Owned>)>> {
+    let files = corpus_files(test)?;
+    let read = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        (name, frames(path))
+    };
+    Some(files.iter().map(read).collect())
+}
+
+/// Their paths.
+pub(crate) fn corpus_files(test: &str) -> Option<Vec<PathBuf>> {
+    let shared = std::env::var_os("MIRRORFLEET_SHARED").map_or_else(
+        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")),
+        PathBuf::from,
+    );
+    let folder = shared.join("corpus/pcaps");
+    let Ok(entries) = std::fs::read_dir(&folder) else {
+        eprintln!(
+            "SKIPPED {test}: no captures in {} (MIRRORFLEET_SHARED)",
+            folder.display()
+        );
+        return None;
+    };
+    let mut files: Vec<_> = entries.map(|e| e.unwrap().path()).collect();
+    files.sort();
+    assert_eq!(files.len(), 342, "the corpus is another one");
+    Some(files)
+}
+
+fn frames(path: &std::path::Path) -> Vec<Owned> {
+    let mut out = Vec::new();
+    // Six files are cut or no captures at all; what comes before is what `inspect` shows.
+    let Ok(mut reader) = CaptureReader::open(path) else {
+        return out;
+    };
+    while let Ok(Some(frame)) = reader.next() {
+        out.push(Owned {
+            ts: frame.ts,
+            link: frame.link,
+            data: frame.data.to_vec(),
+        });
+    }
+    out
+}

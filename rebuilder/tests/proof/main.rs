@@ -1,0 +1,18 @@
+//! What the whole packet path promises, proven from outside: through the library's public interface, with frames as a
+//! mirror delivers them.
+//!
+//! | file | what it proves |
+//! |---|---|
+//! | `metamorphic.rs` | captures told differently (one direction, wrapped, tagged, cut up, twice, ...) give the same requests |
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on fails"
+)]
+
+mod captures;
+mod metamorphic;
+mod random;
+mod run;
+mod wire;

@@ -1,0 +1,448 @@
+//! The same connections told differently give the same requests, byte for byte: rows are compared as they are printed
+//! (`raw_sha256` and `ts` included), in order.
+//!
+//! A capture may differ legitimately only where DESIGN §2 says that a lacking or late byte changes what is known. Each
+//! such capture is listed here with its reason; one that is listed and does not differ fails too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::OnceLock;
+
+use rebuilder::decode::{DecodeOptions, Decoder, TcpFlags};
+use rebuilder::pipeline::PipelineOptions;
+use rebuilder::time::Timestamp;
+
+use crate::captures;
+use crate::random::Random;
+use crate::run::{Run, run};
+use crate::wire::{self, Owned};
+
+/// What is left out of the comparison, besides nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Besides {
+    Nothing,
+    /// `vni`: the outermost VXLAN header's, so it tells wrapped from bare.
+    Vni,
+    /// Which row comes first: the packet that completes a request is another one.
+    Order,
+}
+
+fn without_vni(row: &str) -> String {
+    let mut row: serde_json::Value = serde_json::from_str(row).unwrap();
+    row.as_object_mut().unwrap().remove("vni");
+    row.to_string()
+}
+
+fn rows(run: &Run, besides: Besides) -> Vec<String> {
+    match besides {
+        Besides::Nothing => run.rows.clone(),
+        Besides::Vni => run.rows.iter().map(|row| without_vni(row)).collect(),
+        Besides::Order => {
+            let mut rows = run.rows.clone();
+            rows.sort();
+            rows
+        }
+    }
+}
+
+/// The corpus, with what comes of it as it is.
+struct Told {
+    name: String,
+    frames: Vec<Owned>,
+    run: Run,
+}
+
+/// Read and run once for all tests of this file.
+fn corpus(test: &str) -> Option<&'static [Told]> {
+    static CORPUS: OnceLock<Option<Vec<Told>>> = OnceLock::new();
+    let corpus = CORPUS.get_or_init(|| {
+        let told = |(name, frames): (String, Vec<Owned>)| {
+            let run = run(&frames, &PipelineOptions::default());
+            Told { name, frames, run }
+        };
+        Some(captures::corpus(test)?.into_iter().map(told).collect())
+    });
+    if corpus.is_none() {
+        eprintln!("SKIPPED {test}: no captures beside the checkout (MIRRORFLEET_SHARED)");
+    }
+    corpus.as_deref()
+}
+
+/// Says how two lists of rows differ.
+fn difference(want: &[String], got: &[String]) -> Option<String> {
+    if want == got {
+        return None;
+    }
+    let sorted = |rows: &[String]| {
+        let mut rows = rows.to_vec();
+        rows.sort();
+        rows
+    };
+    let order = if sorted(want) == sorted(got) {
+        " (order only)"
+    } else {
+        ""
+    };
+    let pairs = want.iter().map(Some).chain(std::iter::repeat(None));
+    let first = pairs
+        .zip(got.iter().map(Some).chain(std::iter::repeat(None)))
+        .find(|(a, b)| a != b);
+    Some(format!(
+        "{} rows, {} expected{order}\n    first difference: {first:?}",
+        got.len(),
+        want.len()
+    ))
+}
+
+/// What a retelling must leave as it is.
+struct Claim<'a> {
+    test: &'a str,
+    besides: Besides,
+    /// So many frames must come out changed, dropped or added, or nothing would be proven.
+    touched: usize,
+    /// Captures that differ, and why they may.
+    exceptions: &'a [(&'a str, &'a str)],
+}
+
+impl Claim<'_> {
+    /// Runs the corpus as it is and as `retell` tells it.
+    fn holds_for_the_corpus(&self, retell: impl Fn(&Told) -> Vec<Owned>) {
+        let Some(corpus) = corpus(self.test) else {
+            return;
+        };
+        let options = PipelineOptions::default();
+        let listed: BTreeMap<_, _> = self.exceptions.iter().copied().collect();
+        let mut differing = BTreeSet::new();
+        let mut report = String::new();
+        let mut touched = 0;
+        let mut requests = 0;
+        for told in corpus {
+            let frames = retell(told);
+            let known: BTreeSet<_> = told.frames.iter().map(|f| &f.data).collect();
+            touched += frames.len().abs_diff(told.frames.len());
+            touched += frames.iter().filter(|f| !known.contains(&f.data)).count();
+            let want = rows(&told.run, self.besides);
+            let got = rows(&run(&frames, &options), self.besides);
+            requests += want.len();
+            if let Some(difference) = difference(&want, &got) {
+                differing.insert(told.name.as_str());
+                if !listed.contains_key(told.name.as_str()) {
+                    report += &format!("  {}: {difference}\n", told.name);
+                }
+            }
+        }
+        println!(
+            "{}: {requests} requests, {touched} frames touched, {} captures differ as listed",
+            self.test,
+            differing.len()
+        );
+        assert!(
+            report.is_empty(),
+            "{}: captures differ:\n{report}",
+            self.test
+        );
+        for (name, why) in &listed {
+            assert!(
+                differing.contains(name),
+                "{name} is listed ({why}) and does not differ: take it off the list"
+            );
+        }
+        assert!(
+            touched >= self.touched,
+            "only {touched} frames were touched"
+        );
+    }
+}
+
+/// Which end of each connection is the client: who sent the first SYN; where none was captured, who sent requests.
+fn clients(told: &Told) -> BTreeMap<[SocketAddr; 2], SocketAddr> {
+    let mut clients = BTreeMap::new();
+    let mut decoder = Decoder::new(DecodeOptions::default());
+    for frame in &told.frames {
+        if let Ok(segment) = decoder.decode(&frame.frame())
+            && segment.flags.contains(TcpFlags::SYN)
+            && !segment.flags.contains(TcpFlags::ACK)
+        {
+            clients
+                .entry(connection(segment.src, segment.dst))
+                .or_insert(segment.src);
+        }
+    }
+    for request in &told.run.requests {
+        let ends = request.endpoints;
+        clients
+            .entry(connection(ends.src, ends.dst))
+            .or_insert(ends.src);
+    }
+    clients
+}
+
+fn connection(a: SocketAddr, b: SocketAddr) -> [SocketAddr; 2] {
+    if a <= b { [a, b] } else { [b, a] }
+}
+
+/// Without what the server said.
+fn client_only(told: &Told) -> Vec<Owned> {
+    let clients = clients(told);
+    let mut decoder = Decoder::new(DecodeOptions::default());
+    let said_by_a_client = |frame: &&Owned| match decoder.decode(&frame.frame()) {
+        Ok(segment) => clients
+            .get(&connection(segment.src, segment.dst))
+            .is_none_or(|client| *client == segment.src),
+        Err(_) => true,
+    };
+    told.frames
+        .iter()
+        .filter(said_by_a_client)
+        .cloned()
+        .collect()
+}
+
+#[test]
+fn the_server_s_direction_is_never_needed() {
+    let claim = Claim {
+        test: "the_server_s_direction_is_never_needed",
+        besides: Besides::Nothing,
+        touched: 5_000,
+        exceptions: &[],
+    };
+    claim.holds_for_the_corpus(client_only);
+}
+
+fn each(told: &Told, retell: impl Fn(&Owned) -> Owned) -> Vec<Owned> {
+    told.frames.iter().map(retell).collect()
+}
+
+#[test]
+fn what_stands_around_the_packet_is_of_no_matter() {
+    let in_vxlan = |f: &Owned| wire::mirrored(f, 7).unwrap_or_else(|| f.clone());
+    let in_a_vlan = |f: &Owned| wire::tagged(f, &[[0x8100, 0x2005]]);
+    let in_two_vlans_and_vxlan = |f: &Owned| {
+        let f = wire::tagged(f, &[[0x88a8, 0x0064], [0x8100, 0x2005]]);
+        wire::mirrored(&f, 7).unwrap_or(f)
+    };
+    let cases: [(&str, Besides, usize, Retell); 8] = [
+        ("VXLAN", Besides::Vni, 10_000, in_vxlan),
+        ("VXLAN as a socket gives it", Besides::Vni, 10_000, |f| {
+            wire::datagram(f, 7).unwrap_or_else(|| f.clone())
+        }),
+        ("802.1Q", Besides::Nothing, 10_000, in_a_vlan),
+        (
+            "QinQ in VXLAN",
+            Besides::Vni,
+            10_000,
+            in_two_vlans_and_vxlan,
+        ),
+        ("Ethernet padding", Besides::Nothing, 5_000, wire::padded),
+        ("no link header", Besides::Nothing, 10_000, wire::unlinked),
+        (
+            "Linux cooked capture",
+            Besides::Nothing,
+            10_000,
+            wire::cooked,
+        ),
+        (
+            "IPv4 options",
+            Besides::Nothing,
+            5_000,
+            wire::with_ipv4_options,
+        ),
+    ];
+    for (test, besides, touched, retell) in cases {
+        let claim = Claim {
+            test,
+            besides,
+            touched,
+            exceptions: &[],
+        };
+        claim.holds_for_the_corpus(|told| each(told, retell));
+    }
+}
+
+/// A frame told differently.
+type Retell = fn(&Owned) -> Owned;
+/// A frame told in several.
+type Split = fn(&Owned) -> Vec<Owned>;
+
+fn payload_len(frame: &Owned) -> usize {
+    wire::layout(frame.link, &frame.data).map_or(0, |at| at.end - at.payload)
+}
+
+fn halves(frame: &Owned) -> Vec<Owned> {
+    let len = payload_len(frame);
+    let cuts = if len > 1 { vec![len / 2] } else { vec![] };
+    wire::resegment(frame, &cuts)
+}
+
+#[test]
+fn segments_cut_up_are_the_same_stream() {
+    let claim = Claim {
+        test: "segments cut in two",
+        besides: Besides::Nothing,
+        touched: 5_000,
+        exceptions: &[],
+    };
+    claim.holds_for_the_corpus(|told| told.frames.iter().flat_map(halves).collect());
+
+    // What a server says in bytes would only take time: the requests' directions are cut to bytes.
+    let claim = Claim {
+        test: "segments of one byte",
+        touched: 100_000,
+        ..claim
+    };
+    claim.holds_for_the_corpus(|told| {
+        let clients = clients(told);
+        let mut decoder = Decoder::new(DecodeOptions::default());
+        let single = |f: &Owned| {
+            let by_a_client = decoder
+                .decode(&f.frame())
+                .is_ok_and(|s| clients.get(&connection(s.src, s.dst)) == Some(&s.src));
+            let cuts = if by_a_client { payload_len(f) } else { 0 };
+            wire::resegment(f, &(1..cuts).collect::<Vec<_>>())
+        };
+        told.frames.iter().flat_map(single).collect()
+    });
+}
+
+#[test]
+fn ip_fragments_become_the_packet_they_were() {
+    for (test, size, backwards) in [
+        ("fragments of 512 bytes", 512, false),
+        ("fragments of 512 bytes, last first", 512, true),
+        ("fragments of 32 bytes", 32, false),
+    ] {
+        let claim = Claim {
+            test,
+            besides: Besides::Nothing,
+            touched: 5_000,
+            exceptions: &[],
+        };
+        claim.holds_for_the_corpus(|told| {
+            let mut id = 0x7000_u16;
+            let pieces = |f: &Owned| {
+                id = id.wrapping_add(1);
+                let mut pieces = wire::fragments(f, size, id);
+                if backwards {
+                    pieces.reverse();
+                }
+                pieces
+            };
+            told.frames.iter().flat_map(pieces).collect()
+        });
+    }
+}
+
+/// Each frame, and `later` (ns) its copy, told by `retell`.
+fn doubled(frames: &[Owned], later: u64, retell: impl Fn(&Owned) -> Vec<Owned>) -> Vec<Owned> {
+    let mut out: Vec<Owned> = Vec::new();
+    let mut copied = 0;
+    for (n, frame) in frames.iter().enumerate() {
+        out.push(frame.clone());
+        // The copies whose time has come before the next frame's.
+        let next = frames.get(n + 1).map_or(Timestamp(u64::MAX), |f| f.ts);
+        while let Some(original) = frames[..=n].get(copied)
+            && original.ts.0.saturating_add(later) <= next.0
+        {
+            let ts = Timestamp(original.ts.0.saturating_add(later));
+            out.extend(
+                retell(original)
+                    .into_iter()
+                    .map(|copy| Owned { ts, ..copy }),
+            );
+            copied += 1;
+        }
+    }
+    out
+}
+
+#[test]
+fn mirrored_twice_is_rebuilt_once() {
+    const MS: u64 = 1_000_000;
+    let as_it_is = |f: &Owned| vec![f.clone()];
+    let other_vni = |f: &Owned| vec![wire::mirrored(f, 9).unwrap_or_else(|| f.clone())];
+    let cases: [(&str, u64, Split); 5] = [
+        ("copies adjacent", 0, as_it_is),
+        ("copies adjacent, cut in two", 0, halves),
+        ("copies 50 ms apart", 50 * MS, as_it_is),
+        ("copies 50 ms apart, another VNI", 50 * MS, other_vni),
+        ("copies 1.9 s apart, behind the FIN", 1_900 * MS, other_vni),
+    ];
+    for (test, later, retell) in cases {
+        let claim = Claim {
+            test,
+            besides: Besides::Nothing,
+            touched: 14_000,
+            exceptions: &[],
+        };
+        claim.holds_for_the_corpus(|told| doubled(&told.frames, later, retell));
+    }
+}
+
+/// Sequence numbers moved so that each direction's first captured one is `first`. `None` where a segment's header
+/// cannot be reached (a fragment, a tunnel).
+fn renumbered(told: &Told, first: u32) -> Option<Vec<Owned>> {
+    let mut decoder = Decoder::new(DecodeOptions::default());
+    let mut moved: BTreeMap<(SocketAddr, SocketAddr), u32> = BTreeMap::new();
+    for frame in &told.frames {
+        if let Ok(s) = decoder.decode(&frame.frame()) {
+            wire::layout(frame.link, &frame.data)?;
+            moved
+                .entry((s.src, s.dst))
+                .or_insert(first.wrapping_sub(s.seq.0));
+        }
+    }
+    let renumber = |frame: &Owned| {
+        decoder.decode(&frame.frame()).map_or_else(
+            |_| frame.clone(),
+            |s| {
+                let by = |direction| moved.get(&direction).copied().unwrap_or(0);
+                wire::renumbered(frame, by((s.src, s.dst)), by((s.dst, s.src)))
+            },
+        )
+    };
+    Some(told.frames.iter().map(renumber).collect())
+}
+
+#[test]
+fn any_initial_sequence_number_gives_the_same_requests() {
+    for first in [0, 1, u32::MAX, u32::MAX - 10, 0x7fff_ff00] {
+        let claim = Claim {
+            test: &format!("first sequence number {first}"),
+            besides: Besides::Nothing,
+            touched: 10_000,
+            exceptions: &[],
+        };
+        claim.holds_for_the_corpus(|told| {
+            renumbered(told, first).unwrap_or_else(|| told.frames.clone())
+        });
+    }
+}
+
+/// The frames in the order of their time and a delay of up to `most` ns each, by chance.
+fn shuffled(frames: &[Owned], most: u64) -> Vec<Owned> {
+    let mut random = Random(1);
+    let mut now = 0;
+    let mut out: Vec<_> = frames
+        .iter()
+        .map(|f| {
+            now = now.max(f.ts.0);
+            (now + random.below(most), f.clone())
+        })
+        .collect();
+    out.sort_by_key(|(at, _)| *at);
+    out.into_iter().map(|(_, f)| f).collect()
+}
+
+#[test]
+fn the_order_of_arrival_is_of_no_matter() {
+    let claim = Claim {
+        test: "shuffled within 40 ms",
+        besides: Besides::Order,
+        touched: 0,
+        exceptions: &[(
+            "zeek__http__vnd.ms-cab-compressed-multi-conn.pcap",
+            "a request was captured twice, 1 µs apart: `ts` is that of the copy seen first",
+        )],
+    };
+    claim.holds_for_the_corpus(|told| shuffled(&told.frames, 40_000_000));
+}

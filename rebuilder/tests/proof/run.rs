@@ -1,0 +1,56 @@
+//! A capture through the packet path, with the accounting checked on the way.
+
+use std::collections::BTreeMap;
+
+use rebuilder::http::{HttpCounters, Request, write_json};
+use rebuilder::pipeline::{Pipeline, PipelineOptions};
+use rebuilder::stream::{End, Stats};
+use rebuilder::telemetry::PacketOutcome;
+
+use crate::wire::Owned;
+
+/// All that came of a capture.
+#[derive(Debug, Default)]
+pub(crate) struct Run {
+    /// Rows of `inspect --json`, in order.
+    pub(crate) rows: Vec<String>,
+    pub(crate) requests: Vec<Request>,
+    pub(crate) packets: u64,
+    pub(crate) outcomes: BTreeMap<PacketOutcome, u64>,
+    pub(crate) stats: Stats,
+    pub(crate) http: HttpCounters,
+    pub(crate) gaps: u64,
+}
+
+/// Runs frames to the end of the file.
+pub(crate) fn run(frames: &[Owned], options: &PipelineOptions) -> Run {
+    let mut run = Run::default();
+    let mut pipeline = Pipeline::new(options.clone());
+    let mut requests = Vec::new();
+    for frame in frames {
+        let outcome = pipeline.frame(&frame.frame(), &mut |r| requests.push(r));
+        run.packets += 1;
+        *run.outcomes.entry(outcome).or_default() += 1;
+    }
+    pipeline.finish(End::Eof, &mut |r| requests.push(r));
+    run.rows = requests.iter().map(row).collect();
+    run.requests = requests;
+    run.stats = pipeline.stream_stats();
+    run.http = pipeline.http_counters();
+    run.gaps = pipeline.gaps();
+    assert_eq!(pipeline.flows(), 0, "a flow outlives the end of the file");
+    assert_eq!(
+        pipeline.held_bytes(),
+        0,
+        "bytes outlive the end of the file"
+    );
+    assert_eq!(run.http.requests, run.requests.len() as u64);
+    assert_eq!(run.outcomes.values().sum::<u64>(), run.packets);
+    run
+}
+
+pub(crate) fn row(request: &Request) -> String {
+    let mut line = Vec::new();
+    write_json(request, &mut line).unwrap();
+    String::from_utf8(line).unwrap()
+}

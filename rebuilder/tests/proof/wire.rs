@@ -1,0 +1,414 @@
+//! Frames taken apart and put together, for tests: written from the RFCs, not from the decoder that it tests.
+
+use rebuilder::receive::{Frame, LinkType};
+use rebuilder::time::Timestamp;
+
+pub(crate) const FIN: u8 = 0x01;
+pub(crate) const SYN: u8 = 0x02;
+pub(crate) const RST: u8 = 0x04;
+pub(crate) const PSH: u8 = 0x08;
+pub(crate) const ACK: u8 = 0x10;
+pub(crate) const URG: u8 = 0x20;
+
+/// A frame that owns its bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Owned {
+    pub(crate) ts: Timestamp,
+    pub(crate) link: LinkType,
+    pub(crate) data: Vec<u8>,
+}
+
+impl Owned {
+    pub(crate) fn frame(&self) -> Frame<'_> {
+        Frame {
+            ts: self.ts,
+            link: self.link,
+            data: &self.data,
+        }
+    }
+
+    pub(crate) fn with(&self, data: Vec<u8>) -> Self {
+        Self { data, ..*self }
+    }
+}
+
+/// Where the parts of a whole (unfragmented) TCP packet stand in its frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    /// The IP header.
+    pub(crate) ip: usize,
+    pub(crate) v6: bool,
+    pub(crate) tcp: usize,
+    pub(crate) payload: usize,
+    /// The end of what was captured of the IP packet; behind it stands padding.
+    pub(crate) end: usize,
+    /// Bytes that the IP length promises behind `end`.
+    pub(crate) cut: usize,
+    /// The IP length is zero, as offloads leave it: the rest of the frame is the packet.
+    pub(crate) no_length: bool,
+}
+
+fn u16_at(data: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes([*data.get(at)?, *data.get(at + 1)?]))
+}
+
+fn put_u16(data: &mut [u8], at: usize, value: usize) {
+    data[at..at + 2].copy_from_slice(&u16::try_from(value).unwrap().to_be_bytes());
+}
+
+/// Where the IP header stands, and whether it is IPv6.
+pub(crate) fn network(link: LinkType, data: &[u8]) -> Option<(usize, bool)> {
+    let (mut ethertype_at, mut at) = match link {
+        LinkType::Ethernet => (12, 14),
+        LinkType::LinuxSll => (14, 16),
+        LinkType::LinuxSll2 => (0, 20),
+        LinkType::Null => return by_nibble(data, 4),
+        LinkType::Raw | LinkType::Ipv4 | LinkType::Ipv6 => return by_nibble(data, 0),
+        LinkType::Vxlan | LinkType::Other(_) => return None,
+    };
+    while matches!(u16_at(data, ethertype_at)?, 0x8100 | 0x88a8) {
+        ethertype_at = at + 2;
+        at += 4;
+    }
+    match u16_at(data, ethertype_at)? {
+        0x0800 | 0x86dd => by_nibble(data, at),
+        _ => None,
+    }
+}
+
+fn by_nibble(data: &[u8], at: usize) -> Option<(usize, bool)> {
+    match data.get(at)? >> 4 {
+        4 => Some((at, false)),
+        6 => Some((at, true)),
+        _ => None,
+    }
+}
+
+/// `None` for all that is not a whole TCP packet with sound headers.
+pub(crate) fn layout(link: LinkType, data: &[u8]) -> Option<Layout> {
+    let (ip, v6) = network(link, data)?;
+    let (tcp, promised) = if v6 {
+        if *data.get(ip + 6)? != 6 {
+            return None;
+        }
+        let tcp = ip + 40;
+        (tcp, usize::from(u16_at(data, ip + 4)?) + 40)
+    } else {
+        let fragment = u16_at(data, ip + 6)? & 0x3fff;
+        let header = usize::from(data.get(ip)? & 0x0f) * 4;
+        if fragment != 0 || header < 20 || *data.get(ip + 9)? != 6 {
+            return None;
+        }
+        (ip + header, usize::from(u16_at(data, ip + 2)?))
+    };
+    let no_length = promised == if v6 { 40 } else { 0 };
+    let (end, cut) = if no_length {
+        (data.len(), 0)
+    } else {
+        let end = (ip + promised).min(data.len());
+        (end, ip + promised - end)
+    };
+    let offset = usize::from(data.get(tcp + 12)? >> 4) * 4;
+    let payload = tcp + offset;
+    (offset >= 20 && payload <= end).then_some(Layout {
+        ip,
+        v6,
+        tcp,
+        payload,
+        end,
+        cut,
+        no_length,
+    })
+}
+
+/// The ones' complement sum of RFC 1071, not yet inverted.
+fn sum(data: &[u8], seed: u32) -> u32 {
+    data.chunks(2).fold(seed, |sum, pair| {
+        sum + u32::from(pair[0]) * 256 + u32::from(*pair.get(1).unwrap_or(&0))
+    })
+}
+
+fn fold(mut sum: u32) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    u16::try_from(sum).unwrap()
+}
+
+/// The sum over TCP's pseudo header (RFC 9293 §3.1, RFC 8200 §8.1).
+fn pseudo(data: &[u8], at: Layout) -> u32 {
+    let addresses = if at.v6 {
+        &data[at.ip + 8..at.ip + 40]
+    } else {
+        &data[at.ip + 12..at.ip + 20]
+    };
+    let length = u32::try_from(at.end - at.tcp).unwrap();
+    sum(addresses, 6 + (length >> 16) + (length & 0xffff))
+}
+
+/// What stands in a TCP checksum field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Checksum {
+    Good,
+    /// The pseudo header alone: the card was to do the rest.
+    Partial,
+    Bad,
+}
+
+pub(crate) fn checksum(data: &[u8], at: Layout) -> Checksum {
+    let pseudo = pseudo(data, at);
+    if fold(sum(&data[at.tcp..at.end], pseudo)) == 0xffff {
+        Checksum::Good
+    } else if u16_at(data, at.tcp + 16) == Some(fold(pseudo)) {
+        Checksum::Partial
+    } else {
+        Checksum::Bad
+    }
+}
+
+/// Writes lengths and checksums of a frame of which `at` was the layout before its payload or headers changed; the
+/// packet now ends at the end of `data` and `cut` bytes more are promised.
+fn finish(data: &mut [u8], mut at: Layout, cut: usize, kind: Checksum) {
+    at.end = data.len();
+    let promised = at.end - at.ip + cut;
+    if promised > 0xffff {
+        assert!(at.no_length);
+    } else if at.v6 {
+        put_u16(data, at.ip + 4, promised - 40);
+    } else {
+        put_u16(data, at.ip + 2, promised);
+    }
+    if !at.v6 {
+        header_checksum(data, at.ip, at.tcp);
+    }
+    put_u16(data, at.tcp + 16, 0);
+    let pseudo = pseudo(data, at);
+    let good = !fold(sum(&data[at.tcp..at.end], pseudo));
+    let field = match kind {
+        Checksum::Good => good,
+        Checksum::Partial => fold(pseudo),
+        Checksum::Bad => good ^ 0x5a5a,
+    };
+    put_u16(data, at.tcp + 16, usize::from(field));
+}
+
+fn header_checksum(data: &mut [u8], ip: usize, end: usize) {
+    put_u16(data, ip + 10, 0);
+    let field = !fold(sum(&data[ip..end], 0));
+    put_u16(data, ip + 10, usize::from(field));
+}
+
+/// The segment cut in several at these offsets into its payload (ascending, inside it). One whose bytes TCP treats in
+/// a way of their own (SYN, RST, URG) stays as it is.
+pub(crate) fn resegment(frame: &Owned, cuts: &[usize]) -> Vec<Owned> {
+    let at = match layout(frame.link, &frame.data) {
+        Some(at) if !cuts.is_empty() && frame.data[at.tcp + 13] & (SYN | RST | URG) == 0 => at,
+        _ => return vec![frame.clone()],
+    };
+    let kind = checksum(&frame.data, at);
+    let seq = u32::from_be_bytes(frame.data[at.tcp + 4..at.tcp + 8].try_into().unwrap());
+    let len = at.end - at.payload;
+    let starts = std::iter::once(0).chain(cuts.iter().copied());
+    let ends = cuts.iter().copied().chain([len]);
+    starts
+        .zip(ends)
+        .map(|(start, end)| {
+            let mut data = frame.data[..at.payload].to_vec();
+            let last = end == len;
+            if !last {
+                data[at.tcp + 13] &= !(FIN | PSH);
+            }
+            let here = seq.wrapping_add(u32::try_from(start).unwrap());
+            data[at.tcp + 4..at.tcp + 8].copy_from_slice(&here.to_be_bytes());
+            data.extend_from_slice(&frame.data[at.payload + start..at.payload + end]);
+            finish(&mut data, at, if last { at.cut } else { 0 }, kind);
+            frame.with(data)
+        })
+        .collect()
+}
+
+/// Four bytes of options (no operation, end of the list) in the IPv4 header of a TCP packet, where there is room.
+pub(crate) fn with_ipv4_options(frame: &Owned) -> Owned {
+    let at = match layout(frame.link, &frame.data) {
+        Some(at)
+            if !at.v6
+                && at.tcp - at.ip <= 56
+                && (at.no_length || at.end - at.ip + at.cut <= 0xffff - 4) =>
+        {
+            at
+        }
+        _ => return frame.clone(),
+    };
+    let mut data = frame.data.clone();
+    data[at.ip] += 1;
+    if !at.no_length {
+        put_u16(&mut data, at.ip + 2, at.end - at.ip + at.cut + 4);
+    }
+    data.splice(at.tcp..at.tcp, [1, 1, 1, 0]);
+    header_checksum(&mut data, at.ip, at.tcp + 4);
+    frame.with(data)
+}
+
+/// Bytes behind the packet, as a card pads a short frame; here not zeros, which a reader might overlook.
+pub(crate) fn padded(frame: &Owned) -> Owned {
+    match layout(frame.link, &frame.data) {
+        Some(at) if frame.link == LinkType::Ethernet && !at.no_length && at.cut == 0 => {
+            let mut data = frame.data.clone();
+            data.extend_from_slice(b"GET /padding HTTP/1.1\r\n\r\n");
+            frame.with(data)
+        }
+        _ => frame.clone(),
+    }
+}
+
+/// Tags in front of the EtherType of an Ethernet frame: each a tag's number and its control word.
+pub(crate) fn tagged(frame: &Owned, tags: &[[u16; 2]]) -> Owned {
+    if frame.link != LinkType::Ethernet || frame.data.len() < 14 {
+        return frame.clone();
+    }
+    let words: Vec<u8> = tags
+        .iter()
+        .flatten()
+        .flat_map(|word| word.to_be_bytes())
+        .collect();
+    let mut data = frame.data.clone();
+    data.splice(12..12, words);
+    frame.with(data)
+}
+
+/// A whole TCP packet in IP fragments of `size` payload bytes (a multiple of eight), named `id`.
+pub(crate) fn fragments(frame: &Owned, size: usize, id: u16) -> Vec<Owned> {
+    let at = match layout(frame.link, &frame.data) {
+        Some(at)
+            if !at.no_length && at.end - at.tcp > size && at.end - at.tcp + at.cut < 0xff00 =>
+        {
+            at
+        }
+        _ => return vec![frame.clone()],
+    };
+    let body = &frame.data[at.tcp..at.end];
+    let mut out = Vec::new();
+    for (n, piece) in body.chunks(size).enumerate() {
+        let last = (n + 1) * size >= body.len();
+        let cut = if last { at.cut } else { 0 };
+        // A piece that is not the last one carries a multiple of eight (RFC 791 §3.2); `size` is one.
+        let offset = u16::try_from(n * size).unwrap();
+        let mut data = frame.data[..at.tcp].to_vec();
+        if at.v6 {
+            data[at.ip + 6] = 44;
+            put_u16(&mut data, at.ip + 4, 8 + piece.len() + cut);
+            let [hi, lo] = (offset | u16::from(!last)).to_be_bytes();
+            let [i, j] = id.to_be_bytes();
+            data.extend_from_slice(&[6, 0, hi, lo, 0, 0, i, j]);
+        } else {
+            put_u16(&mut data, at.ip + 2, at.tcp - at.ip + piece.len() + cut);
+            put_u16(&mut data, at.ip + 4, usize::from(id));
+            put_u16(
+                &mut data,
+                at.ip + 6,
+                usize::from((offset / 8) | if last { 0 } else { 0x2000 }),
+            );
+            header_checksum(&mut data, at.ip, at.tcp);
+        }
+        data.extend_from_slice(piece);
+        out.push(frame.with(data));
+    }
+    out
+}
+
+/// The datagram that mirrors a frame: a VXLAN header (RFC 7348 §5) and an Ethernet frame.
+pub(crate) fn vxlan(frame: &Owned, vni: u32) -> Option<Vec<u8>> {
+    let [_, a, b, c] = vni.to_be_bytes();
+    let mut data = vec![8, 0, 0, 0, a, b, c, 0];
+    if frame.link == LinkType::Ethernet {
+        data.extend_from_slice(&frame.data);
+    } else {
+        let (ip, v6) = network(frame.link, &frame.data)?;
+        data.extend_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
+        data.extend_from_slice(if v6 { &[0x86, 0xdd] } else { &[8, 0] });
+        data.extend_from_slice(&frame.data[ip..]);
+    }
+    Some(data)
+}
+
+/// The same as a UDP socket gives it.
+pub(crate) fn datagram(frame: &Owned, vni: u32) -> Option<Owned> {
+    Some(Owned {
+        ts: frame.ts,
+        link: LinkType::Vxlan,
+        data: vxlan(frame, vni)?,
+    })
+}
+
+/// Without its link header.
+pub(crate) fn unlinked(frame: &Owned) -> Owned {
+    network(frame.link, &frame.data).map_or_else(
+        || frame.clone(),
+        |(ip, _)| Owned {
+            ts: frame.ts,
+            link: LinkType::Raw,
+            data: frame.data[ip..].to_vec(),
+        },
+    )
+}
+
+/// With a header of Linux' cooked capture in the place of its own.
+pub(crate) fn cooked(frame: &Owned) -> Owned {
+    network(frame.link, &frame.data).map_or_else(
+        || frame.clone(),
+        |(ip, v6)| {
+            let mut data = vec![0, 0, 0, 1, 0, 6, 2, 0, 0, 0, 0, 1, 0, 0];
+            data.extend_from_slice(if v6 { &[0x86, 0xdd] } else { &[8, 0] });
+            data.extend_from_slice(&frame.data[ip..]);
+            Owned {
+                ts: frame.ts,
+                link: LinkType::LinuxSll,
+                data,
+            }
+        },
+    )
+}
+
+/// A TCP packet with its sequence and acknowledgement numbers moved.
+pub(crate) fn renumbered(frame: &Owned, seq_by: u32, ack_by: u32) -> Owned {
+    let Some(at) = layout(frame.link, &frame.data) else {
+        return frame.clone();
+    };
+    let kind = checksum(&frame.data, at);
+    let mut data = frame.data.clone();
+    let mut shift = |place: usize, by: u32| {
+        let field: &mut [u8; 4] = (&mut data[place..place + 4]).try_into().unwrap();
+        *field = u32::from_be_bytes(*field).wrapping_add(by).to_be_bytes();
+    };
+    shift(at.tcp + 4, seq_by);
+    if frame.data[at.tcp + 13] & ACK != 0 {
+        shift(at.tcp + 8, ack_by);
+    }
+    let padding = data.split_off(at.end);
+    finish(&mut data, at, at.cut, kind);
+    data.extend(padding);
+    frame.with(data)
+}
+
+/// The frame in a mirrored packet as it stands on the rebuilder's own interface: Ethernet, IPv4, UDP 4789, VXLAN.
+/// `None` where no datagram holds it.
+pub(crate) fn mirrored(frame: &Owned, vni: u32) -> Option<Owned> {
+    let datagram = vxlan(frame, vni)?;
+    if datagram.len() > 0xffff - 28 {
+        return None;
+    }
+    let mut data = vec![2, 0, 0, 0, 0, 3, 2, 0, 0, 0, 0, 4, 8, 0];
+    data.extend_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0]);
+    data.extend_from_slice(&[10, 250, 0, 1, 10, 250, 0, 2]);
+    put_u16(&mut data, 16, 28 + datagram.len());
+    header_checksum(&mut data, 14, 34);
+    // AWS sends no outer UDP checksum.
+    data.extend_from_slice(&[0xc0, 0, 0x12, 0xb5, 0, 0, 0, 0]);
+    put_u16(&mut data, 38, 8 + datagram.len());
+    data.extend_from_slice(&datagram);
+    Some(Owned {
+        ts: frame.ts,
+        link: LinkType::Ethernet,
+        data,
+    })
+}
