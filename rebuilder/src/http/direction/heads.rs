@@ -1,0 +1,199 @@
+//! At a message boundary: a PROXY header, a head, or what is neither.
+
+use super::super::body::Rest;
+use super::super::chunked::Chunked;
+use super::super::context::Context;
+use super::super::framing::judge;
+use super::super::head::{HeadScan, Reject, Scan, split};
+use super::super::open::{Building, Open};
+use super::super::proxy::{self, Preamble};
+use super::super::search::{Origin, Search};
+use super::super::{Flags, Framing};
+use super::{After, Direction, InBody, State, Stepped};
+use crate::telemetry::PacketOutcome;
+
+impl Direction {
+    pub(super) fn preamble(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut building: Building,
+        bytes: &[u8],
+        origin: Origin,
+    ) -> Stepped {
+        let held = building.raw.len();
+        let read = if held == 0 {
+            proxy::read(bytes)
+        } else {
+            if !cx.admit(&mut building.raw, bytes.len(), usize::MAX) {
+                return self.shed_head(cx, held, bytes);
+            }
+            building.raw.extend_from_slice(bytes);
+            let read = proxy::read(&building.raw);
+            building.raw.truncate(held);
+            read
+        };
+        match read {
+            Preamble::More => {
+                if !cx.admit(&mut building.raw, bytes.len(), usize::MAX) {
+                    return self.shed_head(cx, held, bytes);
+                }
+                building.touch(origin);
+                building.raw.extend_from_slice(bytes);
+                (State::Preamble(building), bytes.len())
+            }
+            Preamble::Absent => (State::Head(building, HeadScan::new(false)), 0),
+            Preamble::Header { len, source } => {
+                cx.counters.proxy_headers += 1;
+                self.proxied = source;
+                let next = State::Head(Building::default(), HeadScan::new(false));
+                (next, len.saturating_sub(held))
+            }
+        }
+    }
+
+    /// There is no room for the rest of a head.
+    fn shed_head(&mut self, cx: &mut Context<'_>, held: usize, bytes: &[u8]) -> Stepped {
+        cx.counters.shed_heads += 1;
+        cx.counters.skipped_bytes += (held + bytes.len()) as u64;
+        (self.lose_head(cx), bytes.len())
+    }
+
+    /// A head is given up; what a boundary meant is not known any more.
+    pub(super) fn lose_head(&mut self, cx: &mut Context<'_>) -> State {
+        if self.after == After::Connect {
+            State::Opaque(PacketOutcome::Tunnel)
+        } else {
+            self.lose(cx)
+        }
+    }
+
+    pub(super) fn head(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut building: Building,
+        mut scan: HeadScan,
+        bytes: &[u8],
+        origin: Origin,
+    ) -> Stepped {
+        building.touch(origin);
+        let held = building.raw.len();
+        // Looked at where they lie unless a part came before: most heads come whole, and are copied once, into `raw`.
+        let data = if held == 0 {
+            bytes
+        } else {
+            if !cx.admit(&mut building.raw, bytes.len(), usize::MAX) {
+                return self.shed_head(cx, held, bytes);
+            }
+            building.raw.extend_from_slice(bytes);
+            &building.raw
+        };
+        match scan.scan(data, cx.options.max_head) {
+            Scan::More => {
+                if held == 0 {
+                    if !cx.admit(&mut building.raw, bytes.len(), usize::MAX) {
+                        return self.shed_head(cx, 0, bytes);
+                    }
+                    building.raw.extend_from_slice(bytes);
+                }
+                (State::Head(building, scan), bytes.len())
+            }
+            Scan::Reject(reject) => {
+                // What is no request line in the tolerant reading is none in the strict one, so the piece may be
+                // searched from its beginning; but a head that is too long must not be found a second time.
+                let passed = if reject == Reject::TooLong && held == 0 {
+                    bytes.len()
+                } else {
+                    0
+                };
+                let next = self.reject(cx, reject);
+                if matches!(next, State::Search { .. }) {
+                    cx.counters.skipped_bytes += (held + passed) as u64;
+                }
+                (next, passed)
+            }
+            Scan::Complete(end) => {
+                let line_start = scan.line_start();
+                let known = data.get(..end).and_then(|head| {
+                    let parts = split(head, line_start)?;
+                    let verdict = judge(head, &parts);
+                    Some((parts, verdict))
+                });
+                let Some((head, verdict)) = known else {
+                    cx.counters.skipped_bytes += held as u64;
+                    return (self.reject(cx, Reject::Garbage), 0);
+                };
+                let used = end.saturating_sub(held);
+                let mut admitted = true;
+                if held == 0 {
+                    // One allocation for what this piece holds of the request. If that is all of it, it is handed on
+                    // at once and not held.
+                    let behind = bytes.len().saturating_sub(used);
+                    let body = match verdict.framing {
+                        Framing::None => Some(0),
+                        Framing::Length(length) => {
+                            usize::try_from(length).ok().filter(|n| *n <= behind)
+                        }
+                        Framing::Chunked => None,
+                    };
+                    match body {
+                        Some(body) => building.raw.reserve_exact(used + body),
+                        None => admitted = cx.admit(&mut building.raw, used, used),
+                    }
+                    building
+                        .raw
+                        .extend_from_slice(bytes.get(..used).unwrap_or_default());
+                } else {
+                    building.raw.truncate(end);
+                }
+                let mut open = Open {
+                    building,
+                    line_start,
+                    head_end: end,
+                    head: Some(head),
+                    verdict,
+                };
+                let rest = match verdict.framing {
+                    Framing::None | Framing::Length(0) => {
+                        self.give(cx, open, &Rest::Length(0), Flags::empty());
+                        return (self.boundary(), used);
+                    }
+                    Framing::Length(length) => Rest::Length(length),
+                    Framing::Chunked => Rest::Chunked {
+                        coding: Chunked::new(cx.options.max_head),
+                        search: Search::default(),
+                    },
+                };
+                if !admitted {
+                    return (self.shed(cx, open, rest), used);
+                }
+                open.head = None;
+                (State::Body(Box::new(InBody { open, rest })), used)
+            }
+        }
+    }
+
+    /// Bytes at a boundary are no request.
+    fn reject(&mut self, cx: &mut Context<'_>, reject: Reject) -> State {
+        let outcome = match (self.after, reject) {
+            (_, Reject::Http2) => PacketOutcome::Http2,
+            (After::Connect, _) | (_, Reject::NotConnect) => PacketOutcome::Tunnel,
+            (After::Upgrade, Reject::Status | Reject::Tls | Reject::Garbage) => {
+                PacketOutcome::Tunnel
+            }
+            (_, Reject::TooLong) => {
+                cx.counters.oversize_heads += 1;
+                self.spoke_http = true;
+                return self.lose(cx);
+            }
+            _ if self.spoke_http => {
+                // Whoever sent them frames what came before differently, or does not care.
+                self.disputed = true;
+                return self.lose(cx);
+            }
+            (_, Reject::Status) => PacketOutcome::Response,
+            (_, Reject::Tls) => PacketOutcome::Tls,
+            (_, Reject::Garbage) => PacketOutcome::NotHttp,
+        };
+        State::Opaque(outcome)
+    }
+}

@@ -1,0 +1,235 @@
+//! The parser of one direction: which bytes belong to which request.
+
+mod bodies;
+mod heads;
+
+use std::mem;
+use std::net::IpAddr;
+
+use super::Flags;
+use super::body::Rest;
+use super::context::Context;
+use super::head::HeadScan;
+use super::open::{Building, Open};
+use super::search::{Origin, Search};
+use crate::stream::{End, Interest};
+use crate::telemetry::PacketOutcome;
+
+/// A request whose body is being read.
+#[derive(Debug)]
+struct InBody {
+    open: Open,
+    rest: Rest,
+}
+
+#[derive(Debug)]
+enum State {
+    /// At the beginning of a connection: perhaps a PROXY header.
+    Preamble(Building),
+    /// At a message boundary or in a head.
+    Head(Building, HeadScan),
+    /// In a body.
+    Body(Box<InBody>),
+    /// In a body whose request was given already, as `truncated`.
+    Skip(Rest),
+    /// The framing is not known.
+    Search { search: Search, seen: u64 },
+    /// No more requests.
+    Opaque(PacketOutcome),
+}
+
+/// How the previous request changes what a boundary means (rule 5 of the design).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    Request,
+    Connect,
+    Upgrade,
+}
+
+/// One direction, from its first byte that was seen.
+#[derive(Debug)]
+pub(super) struct Direction {
+    /// The SYN was not seen.
+    midstream: bool,
+    /// The framing was known once, or should have been.
+    lost: bool,
+    /// A request was given: this is HTTP, whatever comes.
+    spoke_http: bool,
+    /// Something before may be framed differently by another reader, so everything behind may be, too.
+    disputed: bool,
+    /// Who the PROXY header named.
+    proxied: Option<IpAddr>,
+    after: After,
+    state: State,
+}
+
+/// What one step of the parser did with a piece: the next state, and how many bytes it took.
+type Stepped = (State, usize);
+
+impl Direction {
+    pub(super) fn new(midstream: bool) -> Self {
+        let state = if midstream {
+            State::Search {
+                search: Search::default(),
+                seen: 0,
+            }
+        } else {
+            State::Preamble(Building::default())
+        };
+        Self {
+            midstream,
+            lost: false,
+            spoke_http: false,
+            disputed: false,
+            proxied: None,
+            after: After::Request,
+            state,
+        }
+    }
+
+    /// Bytes held.
+    pub(super) fn held(&self) -> usize {
+        match &self.state {
+            State::Preamble(building) | State::Head(building, _) => building.raw.capacity(),
+            State::Body(body) => body.open.building.raw.capacity() + body.rest.held(),
+            State::Skip(rest) => rest.held(),
+            State::Search { search, .. } => search.held(),
+            State::Opaque(_) => 0,
+        }
+    }
+
+    /// Takes the next bytes in order.
+    pub(super) fn data(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut bytes: &[u8],
+        mut origin: Origin,
+    ) -> Interest {
+        while !bytes.is_empty() {
+            // Every step takes a byte, or moves on to a state that does.
+            let (next, used) =
+                match mem::replace(&mut self.state, State::Opaque(PacketOutcome::NotHttp)) {
+                    State::Preamble(building) => self.preamble(cx, building, bytes, origin),
+                    State::Head(building, scan) => self.head(cx, building, scan, bytes, origin),
+                    State::Body(body) => self.body(cx, body, bytes, origin),
+                    State::Skip(rest) => self.skip(cx, rest, bytes, origin),
+                    State::Search { search, seen } => self.search(cx, search, seen, bytes, origin),
+                    State::Opaque(outcome) => (State::Opaque(outcome), bytes.len()),
+                };
+            self.state = next;
+            if used > 0 {
+                origin.segment_start = false;
+            }
+            bytes = bytes.get(used..).unwrap_or_default();
+        }
+        self.interest()
+    }
+
+    /// `len` bytes will never come.
+    pub(super) fn gap(&mut self, cx: &mut Context<'_>, len: u64) -> Interest {
+        if len == 0 {
+            return self.interest();
+        }
+        self.state = match mem::replace(&mut self.state, State::Opaque(PacketOutcome::NotHttp)) {
+            State::Preamble(building) => {
+                cx.counters.skipped_bytes += building.raw.len() as u64;
+                self.lose(cx)
+            }
+            State::Head(building, scan) => {
+                cx.counters.skipped_bytes += building.raw.len() as u64;
+                cx.counters.incomplete_heads += u64::from(scan.begun());
+                self.lose_head(cx)
+            }
+            State::Body(body) => {
+                let InBody { open, rest } = *body;
+                self.give(cx, open, &rest, Flags::TRUNCATED);
+                self.pass_gap(cx, rest, len)
+            }
+            State::Skip(rest) => {
+                cx.counters.skipped_bytes += rest.doubtful() as u64;
+                self.pass_gap(cx, rest, len)
+            }
+            State::Search { mut search, seen } => {
+                cx.counters.skipped_bytes += search.pending();
+                search.reset();
+                State::Search { search, seen }
+            }
+            State::Opaque(outcome) => State::Opaque(outcome),
+        };
+        self.interest()
+    }
+
+    /// Nothing more comes.
+    pub(super) fn close(&mut self, cx: &mut Context<'_>, end: End) -> Interest {
+        match mem::replace(&mut self.state, State::Opaque(PacketOutcome::NotHttp)) {
+            State::Preamble(building) => {
+                cx.counters.skipped_bytes += building.raw.len() as u64;
+            }
+            State::Head(building, scan) => {
+                cx.counters.skipped_bytes += building.raw.len() as u64;
+                cx.counters.incomplete_heads += u64::from(scan.begun());
+            }
+            State::Body(body) => {
+                let InBody { open, rest } = *body;
+                let how = match end {
+                    End::Fin | End::Reset => Flags::ABORTED,
+                    End::Idle | End::Eof => Flags::TRUNCATED,
+                };
+                self.give(cx, open, &rest, how);
+            }
+            State::Skip(rest) => cx.counters.skipped_bytes += rest.doubtful() as u64,
+            State::Search { search, .. } => cx.counters.skipped_bytes += search.pending(),
+            State::Opaque(_) => {}
+        }
+        Interest::Wanted
+    }
+
+    fn interest(&self) -> Interest {
+        match self.state {
+            State::Opaque(outcome) => Interest::Opaque(outcome),
+            _ => Interest::Wanted,
+        }
+    }
+
+    /// The state at the boundary behind a message.
+    fn boundary(&self) -> State {
+        State::Head(
+            Building::default(),
+            HeadScan::new(self.after == After::Connect),
+        )
+    }
+
+    /// The framing is lost; from here on a request line must be found.
+    fn lose(&mut self, cx: &mut Context<'_>) -> State {
+        self.lose_into(cx, Search::default())
+    }
+
+    fn lose_into(&mut self, cx: &mut Context<'_>, search: Search) -> State {
+        cx.counters.lost_framings += 1;
+        self.lost = true;
+        self.after = After::Request;
+        State::Search { search, seen: 0 }
+    }
+
+    /// Hands a request on.
+    fn give(&mut self, cx: &mut Context<'_>, open: Open, rest: &Rest, how: Flags) {
+        let verdict = open.verdict;
+        let mut request = open.finish(cx, rest, self.proxied);
+        self.disputed |= verdict.disputed || rest.odd();
+        request.flags |= how;
+        request.flags.set(Flags::MIDSTREAM, self.midstream);
+        request.flags.set(Flags::DISPUTED, self.disputed);
+        // A reader that believes the client stops here: what follows exists for some and not for others.
+        self.disputed |= verdict.closes;
+        self.spoke_http = true;
+        self.after = if verdict.connect {
+            After::Connect
+        } else if verdict.upgrade {
+            After::Upgrade
+        } else {
+            After::Request
+        };
+        cx.counters.requests += 1;
+        (cx.out)(request);
+    }
+}
