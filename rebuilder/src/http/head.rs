@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use memchr::memchr;
 
-use super::Header;
+use super::{Header, methods};
 
 /// Bytes of a `token` (RFC 9110 §5.6.2): method names and field names.
 pub(crate) const fn is_token(byte: u8) -> bool {
@@ -303,8 +303,7 @@ pub(super) fn request_line(line: &[u8]) -> Option<RequestLine> {
     }
     let odd = end != line.len()
         || !matches!(version, (1, 0 | 1))
-        || !method.iter().all(|b| b.is_ascii_uppercase() || *b == b'-')
-        || method == b"PRI"
+        || !(matches!(method, b"GET" | b"POST") || methods::is_known(method, b""))
         || !target
             .iter()
             .fold(true, |sound, b| sound & b.is_ascii_graphic());

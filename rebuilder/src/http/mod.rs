@@ -17,6 +17,7 @@ mod extract;
 mod framing;
 mod head;
 mod health_check;
+mod methods;
 mod open;
 mod proxy;
 mod row;

@@ -2,58 +2,17 @@
 //!
 //! The shape is strict, because there is no other evidence: TOKEN SP TARGET SP `HTTP/`d`.`d CR LF, no byte of the target
 //! being a space or a control. Segments can be one byte long, so several candidates may be alive at once. Two whose
-//! methods end at the same space have the same future, so one is kept: the earliest with a registered method (the tail
+//! methods end at the same space have the same future, so one is kept: the earliest with a known method (the tail
 //! of a body, which may be all letters, must not become a part of the method behind it), else the earliest. A longer
 //! token than [`MAX_METHOD`] is no method. So no byte is looked at more than `MAX_METHOD` times and once per place of
 //! the grammar.
 
 use super::head::is_token;
+use super::methods;
 use crate::time::Timestamp;
 
 /// The longest method that is looked for, in bytes; the longest registered one has 17.
 const MAX_METHOD: usize = 32;
-
-/// The IANA registry of HTTP methods (RFC 9110 §16.1.1), `*` and `PRI` aside.
-const REGISTERED: [&[u8]; 38] = [
-    b"ACL",
-    b"BASELINE-CONTROL",
-    b"BIND",
-    b"CHECKIN",
-    b"CHECKOUT",
-    b"CONNECT",
-    b"COPY",
-    b"DELETE",
-    b"GET",
-    b"HEAD",
-    b"LABEL",
-    b"LINK",
-    b"LOCK",
-    b"MERGE",
-    b"MKACTIVITY",
-    b"MKCALENDAR",
-    b"MKCOL",
-    b"MKREDIRECTREF",
-    b"MKWORKSPACE",
-    b"MOVE",
-    b"OPTIONS",
-    b"ORDERPATCH",
-    b"PATCH",
-    b"POST",
-    b"PROPFIND",
-    b"PROPPATCH",
-    b"PUT",
-    b"REBIND",
-    b"REPORT",
-    b"SEARCH",
-    b"TRACE",
-    b"UNBIND",
-    b"UNCHECKOUT",
-    b"UNLINK",
-    b"UNLOCK",
-    b"UPDATE",
-    b"UPDATEREDIRECTREF",
-    b"VERSION-CONTROL",
-];
 
 /// What every byte of a piece shares.
 #[derive(Clone, Copy, Debug)]
@@ -187,20 +146,16 @@ impl Search {
     /// Of the candidates whose method has just ended, one is kept. `bytes`: those of the piece before the space.
     fn merge(&mut self, bytes: &[u8]) {
         let ended = |c: &Candidate| c.place == Place::TargetStart;
-        let registered = |c: &Candidate| {
+        let known = |c: &Candidate| {
             let (buf, piece) = match c.start.checked_sub(self.buf.len()) {
                 Some(start) => (&[][..], bytes.get(start..)),
                 None => (self.buf.get(c.start..).unwrap_or_default(), Some(bytes)),
             };
             let piece = piece.unwrap_or_default();
-            REGISTERED.iter().any(|method| {
-                method.len() == buf.len() + piece.len()
-                    && method.starts_with(buf)
-                    && method.ends_with(piece)
-            })
+            methods::is_known(buf, piece)
         };
         let mut candidates = self.live.iter().filter(|c| ended(c));
-        let kept = candidates.clone().find(|c| registered(c));
+        let kept = candidates.clone().find(|c| known(c));
         if let Some(kept) = kept.or_else(|| candidates.next()).map(|c| c.start) {
             self.live.retain(|c| !ended(c) || c.start == kept);
         }

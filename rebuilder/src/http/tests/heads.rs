@@ -71,6 +71,43 @@ fn any_token_is_a_method_and_any_two_digits_a_version() {
     }
 }
 
+/// Any token is a method, so it gives a row; but servers that read a list of methods answer 400 and close, so what stands
+/// behind it is there for some and not for others.
+#[test]
+fn a_method_that_no_list_holds_is_given_as_disputed() {
+    let flags = |method: &str| one(format!("{method} /x HTTP/1.1\r\n\r\n")).only().flags;
+    for known in [
+        "GET",
+        "HEAD",
+        "QUERY",
+        "PROPFIND",
+        "VERSION-CONTROL",
+        "UPDATEREDIRECTREF",
+        "M-SEARCH",
+        "PURGE",
+        "UNSUBSCRIBE",
+    ] {
+        assert_eq!(flags(known), Flags::empty(), "{known}");
+    }
+    for unknown in [
+        "MKCOLA",
+        "ANNOUNCE",
+        "FOO",
+        "GETT",
+        "GE",
+        "get",
+        "Post",
+        "RPC_IN_DATA",
+        "PRI",
+        "1",
+        "!",
+    ] {
+        assert_eq!(flags(unknown), Flags::DISPUTED, "{unknown}");
+    }
+    let behind = one("FOO / HTTP/1.1\r\n\r\nGET /next HTTP/1.1\r\n\r\n");
+    assert_eq!(behind.flags(), [Flags::DISPUTED; 2]);
+}
+
 #[test]
 fn spaces_behind_the_version_do_not_hide_a_request() {
     let outcome = one("GET /x HTTP/1.1  \r\n\r\n");

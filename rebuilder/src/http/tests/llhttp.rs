@@ -5,36 +5,16 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use super::super::Framing;
 use super::*;
 
-/// The cases that differ, by title, and why.
-const EXCEPTIONS: &[(&str, &str)] = &[
-    (
-        "`keep-alive` / CRLF between requests, implicit `keep-alive`",
-        "the text runs on into the next cases of llhttp's file, whose log it is given",
-    ),
-    (
-        "`close` / CRLF between requests, explicit `close`",
-        "the same",
-    ),
-    (
-        "HTTP protocol and ANNOUNCE method",
-        "any token is a method; llhttp keeps this one for RTSP",
-    ),
-    (
-        "Invalid method",
-        "any token is a method; llhttp has a list without MKCOLA",
-    ),
-    ("SOURCE request with ICE", "a request line ends in HTTP/d.d"),
-    (
-        "OPTIONS request with RTSP",
-        "a request line ends in HTTP/d.d",
-    ),
-    (
-        "ANNOUNCE request with RTSP",
-        "a request line ends in HTTP/d.d",
-    ),
-    ("No HTTP version", "a request line ends in HTTP/d.d"),
+/// The cases that differ, by title: the contract of `inspect` ("a request line is TOKEN SP TARGET SP `HTTP/`d.d") gives
+/// them no row, while llhttp reads RTSP and ICE and takes a line without version for HTTP/0.9.
+const NO_ROW: [&str; 4] = [
+    "SOURCE request with ICE",
+    "OPTIONS request with RTSP",
+    "ANNOUNCE request with RTSP",
+    "No HTTP version",
 ];
 
 /// One message of llhttp's event log; what the spans cover, taken from the input.
@@ -43,7 +23,7 @@ struct Message {
     method: Vec<u8>,
     url: Vec<u8>,
     headers: Vec<(Vec<u8>, Vec<u8>)>,
-    body: u64,
+    body: Vec<u8>,
     head: bool,
     complete: bool,
 }
@@ -55,9 +35,12 @@ struct Log {
     refused: Option<usize>,
 }
 
-fn read_log(input: &[u8], log: &[Value]) -> Log {
+fn read_log(input: &[u8], log: &[String]) -> Log {
     let mut read = Log::default();
-    for event in log.iter().filter_map(Value::as_str) {
+    for event in log {
+        if event.starts_with("off=NULL finish=") {
+            continue;
+        }
         let mut words = event.split(' ');
         let off: usize = words
             .next()
@@ -96,7 +79,7 @@ fn read_log(input: &[u8], log: &[Value]) -> Log {
             match kind {
                 "method" => message.method.extend(bytes),
                 "url" => message.url.extend(bytes),
-                "body" => message.body += len as u64,
+                "body" => message.body.extend(bytes),
                 "header_field" if !message.head => {
                     message.headers.push((bytes.to_vec(), Vec::new()));
                 }
@@ -112,6 +95,57 @@ fn read_log(input: &[u8], log: &[Value]) -> Log {
         }
     }
     read
+}
+
+/// The body without chunk framing, taken out of `raw` by a reader of its own.
+fn body(request: &Request) -> Vec<u8> {
+    let mut rest = &request.raw[request.head_end..];
+    if request.framing != Framing::Chunked {
+        return rest.to_vec();
+    }
+    let mut body = Vec::new();
+    while let Some(at) = rest.iter().position(|b| *b == b'\n') {
+        let line = std::str::from_utf8(&rest[..at]).unwrap();
+        let digits = line
+            .trim_end_matches('\r')
+            .split([';', ' '])
+            .next()
+            .unwrap();
+        let size = usize::from_str_radix(digits, 16).unwrap();
+        let data = &rest[at + 1..];
+        body.extend(&data[..size.min(data.len())]);
+        if size == 0 || data.len() < size + 2 {
+            break;
+        }
+        rest = &data[size + 2..];
+    }
+    body
+}
+
+/// Two cases were cut wrongly out of llhttp's file: a text that ends in an empty line hid its end, so the cases behind it,
+/// each with its log, stand in the same text. They are told apart again: texts with their logs.
+fn told_apart(input: &str, log: Vec<String>) -> Vec<(String, Vec<String>)> {
+    let mut cases = Vec::new();
+    let mut rest = input;
+    while let Some((text, behind)) = rest.split_once("\r\n```\r\n") {
+        let (_, behind) = behind.split_once("```log\r\n").unwrap();
+        let (own, behind) = behind.split_once("\r\n```\r\n").unwrap();
+        // Lenient modes are not the strict reader: the last heading before a text says its mode.
+        cases.push((
+            format!("{text}\r\n"),
+            own.split("\r\n").map(str::to_owned).collect(),
+        ));
+        let (heading, text) = behind.split_once("```http\r\n").unwrap();
+        if heading.contains("lenient") {
+            let (_, behind) = text.split_once("\r\n```\r\n").unwrap();
+            let (_, behind) = behind.split_once("```http\r\n").unwrap();
+            rest = behind;
+        } else {
+            rest = text;
+        }
+    }
+    cases.push((rest.to_owned(), log));
+    cases
 }
 
 /// What is wrong with a case, if anything.
@@ -140,7 +174,8 @@ fn difference(input: &[u8], log: &Log) -> Option<String> {
             .collect();
         let same = request.bytes(&request.method) == message.method
             && request.bytes(&request.target) == message.url
-            && request.body_len == message.body
+            && body(request) == message.body
+            && request.body_len == message.body.len() as u64
             && headers == theirs;
         if !same {
             return Some(format!(
@@ -149,10 +184,17 @@ fn difference(input: &[u8], log: &Log) -> Option<String> {
             ));
         }
     }
-    let refused = ours.requests.get(log.refused?)?;
-    let doubtful = Flags::DISPUTED | Flags::TRUNCATED | Flags::ABORTED;
-    (!refused.flags.intersects(doubtful))
-        .then(|| format!("refused, but given as clear: {}", line(refused)))
+    // The refused one, and whatever we find behind it: llhttp reads no further.
+    let clear = ours
+        .requests
+        .get(log.refused?..)?
+        .iter()
+        .find(|r| !r.flags.contains(Flags::DISPUTED))?;
+    Some(format!(
+        "refused, but given as clear: {} {:?}",
+        line(clear),
+        clear.flags
+    ))
 }
 
 #[test]
@@ -171,28 +213,45 @@ fn llhttp_and_we_agree_on_its_own_request_texts() {
     };
     let cases: Vec<Value> = serde_json::from_slice(&text).unwrap();
     let mut seen = 0;
+    let mut skipped = 0;
     let mut accepted = 0;
     let mut wrong = Vec::new();
     for case in &cases {
-        // Lenient modes and a body that the caller skips are not the strict reader.
-        if case["meta"]["type"] != "request" || case["meta"].get("skipBody").is_some() {
+        // The other types are answers, and modes that are more lenient than the strict reader.
+        if !["request", "request-finish"]
+            .map(Value::from)
+            .contains(&case["meta"]["type"])
+        {
             continue;
         }
-        seen += 1;
+        // There the caller, not llhttp, decides that a request with a length has no body.
+        if case["meta"].get("skipBody").is_some() {
+            skipped += 1;
+            continue;
+        }
         let title = case["title"].as_str().unwrap();
+        let log = case["log"].as_array().unwrap();
+        let log = log.iter().map(|e| e.as_str().unwrap().to_owned());
         // Despite its name the field holds the text; llhttp's offsets count its UTF-8 bytes.
-        let input = case["input_latin1"].as_str().unwrap().as_bytes();
-        let log = read_log(input, case["log"].as_array().unwrap());
-        accepted += usize::from(log.refused.is_none());
-        let known = EXCEPTIONS.iter().find(|(name, _)| *name == title);
-        match (difference(input, &log), known) {
-            (Some(text), None) => {
-                wrong.push(format!("{title}: {text}\n    {}", input.escape_ascii()));
+        let text = case["input_latin1"].as_str().unwrap();
+        for (text, log) in told_apart(text, log.collect()) {
+            let input = text.as_bytes();
+            let log = read_log(input, &log);
+            seen += 1;
+            accepted += usize::from(log.refused.is_none());
+            match (difference(input, &log), NO_ROW.contains(&title)) {
+                (Some(difference), false) => {
+                    wrong.push(format!(
+                        "{title}: {difference}\n    {}",
+                        input.escape_ascii()
+                    ));
+                }
+                (None, true) => wrong.push(format!("{title}: no longer an exception")),
+                (Some(_), true) => assert_eq!(one(input).lines(), [""; 0], "{title}"),
+                (None, false) => {}
             }
-            (None, Some(_)) => wrong.push(format!("{title}: no longer an exception")),
-            _ => {}
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!((seen, accepted), (130, 77));
+    assert_eq!((seen, accepted, skipped), (136, 81, 1));
 }
