@@ -134,7 +134,7 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     let counters: Vec<Arc<WorkerCounters>> = receivers.iter().map(|_| Arc::default()).collect();
     let metrics = Arc::new(Metrics::new(counters.clone()));
     let health = Arc::new(Health::new(counters.len(), now));
-    let draining = Arc::new(AtomicBool::new(false));
+    let stop = Arc::new(Stop::default());
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     if let Some(scant) = receivers
         .iter()
@@ -162,10 +162,11 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
             selection: options.selection.clone(),
             counters: Arc::clone(counters),
             published: Published::default(),
+            extracted: 0,
             publish_at: Instant::now(),
             last_error: None,
             health: Arc::clone(&health),
-            draining: Arc::clone(&draining),
+            stop: Arc::clone(&stop),
             drain_timeout: options.drain_timeout,
         };
         let ended = ended.clone();
@@ -192,14 +193,20 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
         .spawn(move || watch.run(&watch_stopped))?;
     let signal_handle = signals.handle();
     let signal_thread = {
-        let (draining, health) = (Arc::clone(&draining), Arc::clone(&health));
+        let (stop, health) = (Arc::clone(&stop), Arc::clone(&health));
         thread::Builder::new()
             .name("signals".into())
             .spawn(move || {
-                if signals.forever().next().is_some() {
+                for _ in signals.forever() {
                     health.drain();
-                    draining.store(true, Ordering::Release);
-                    info!("draining: no more packets are read, requests in flight are answered");
+                    if stop.draining.swap(true, Ordering::AcqRel) {
+                        stop.at_once.store(true, Ordering::Release);
+                        info!("a second signal: what is not answered yet is counted drain_timeout");
+                    } else {
+                        info!(
+                            "draining: requests in flight are answered; a second signal cuts that short"
+                        );
+                    }
                 }
             })?
     };
@@ -213,7 +220,7 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
             failed.get_or_insert(index);
             // The others answer for what they hold.
             health.drain();
-            draining.store(true, Ordering::Release);
+            stop.draining.store(true, Ordering::Release);
         }
     }
     for thread in threads {
@@ -238,6 +245,7 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
         extracted = totals.counter(Counter::Extracted),
         incomplete = totals.requests(RequestOutcome::Incomplete),
         health_checks = totals.requests(RequestOutcome::HealthCheck),
+        draining = totals.packets(PacketOutcome::Draining),
         queue_full = totals.requests(RequestOutcome::QueueFull),
         unanswered = totals.requests(RequestOutcome::DrainTimeout),
         "ended"
@@ -324,6 +332,15 @@ impl AnalyserWatch {
     }
 }
 
+/// What the workers are told.
+#[derive(Debug, Default)]
+struct Stop {
+    /// The first signal came.
+    draining: AtomicBool,
+    /// The second one came: answers are waited for no longer.
+    at_once: AtomicBool,
+}
+
 struct Worker {
     index: usize,
     receiver: UdpReceiver,
@@ -332,18 +349,21 @@ struct Worker {
     selection: RequestSelection,
     counters: Arc<WorkerCounters>,
     published: Published,
+    /// Requests that the extractor has found, as far as that is counted.
+    extracted: u64,
     publish_at: Instant,
     last_error: Option<io::ErrorKind>,
     health: Arc<Health>,
-    draining: Arc<AtomicBool>,
+    stop: Arc<Stop>,
     drain_timeout: Duration,
 }
 
 impl Worker {
     fn run(mut self) {
         let mut load = LoadMeter::new(LOAD_WINDOW, Instant::now());
-        while !self.draining.load(Ordering::Acquire) {
+        while !self.stop.draining.load(Ordering::Acquire) {
             let empty = self.read();
+            self.count_extracted();
             let wait = if empty { TICK } else { Duration::ZERO };
             load.idle(self.forwarder.poll(wait, Instant::now()));
             let now = Instant::now();
@@ -399,6 +419,15 @@ impl Worker {
         }
     }
 
+    /// The extractor's own count of what it found, at every turn: with the outcomes and what is in flight, which are
+    /// counted by others, it adds up in every scrape.
+    fn count_extracted(&mut self) {
+        let found = self.pipeline.http_counters().requests;
+        self.counters
+            .add(Counter::Extracted, found.saturating_sub(self.extracted));
+        self.extracted = found;
+    }
+
     /// Brings the figures of the stages up to date.
     fn publish(&mut self) {
         let (counters, pipeline) = (&self.counters, &self.pipeline);
@@ -409,6 +438,7 @@ impl Worker {
             counters,
             [
                 (Counter::KernelDrops, self.receiver.kernel_drops()),
+                (Counter::TruncatedDatagrams, self.receiver.truncated()),
                 (Counter::CutFrames, pipeline.cut_frames()),
                 (Counter::Gaps, pipeline.gaps()),
                 (Counter::GapBytes, stream.gap_bytes),
@@ -424,7 +454,6 @@ impl Worker {
                     Counter::CutRequests,
                     http.oversize_requests + http.shed_requests,
                 ),
-                (Counter::Extracted, http.requests),
                 (Counter::LostFramings, http.lost_framings),
                 (Counter::SkippedBytes, http.skipped_bytes),
             ],
@@ -435,6 +464,7 @@ impl Worker {
     fn drain(mut self) {
         let begun = Instant::now();
         while !self.read() && begun.elapsed() < LAST_READ {
+            self.count_extracted();
             self.forwarder.poll(Duration::ZERO, Instant::now());
         }
         let Self {
@@ -447,14 +477,36 @@ impl Worker {
         pipeline.finish(End::Idle, &mut |request| {
             submit(forwarder, counters, selection, &request);
         });
-        while !self.forwarder.idle() && begun.elapsed() < self.drain_timeout {
+        self.count_extracted();
+        while !self.forwarder.idle()
+            && begun.elapsed() < self.drain_timeout
+            && !self.stop.at_once.load(Ordering::Acquire)
+        {
             let now = Instant::now();
             self.forwarder.poll(TICK, now);
             self.health.beat(self.index, now);
+            self.turn_away();
             self.publish();
         }
         self.forwarder.shut();
+        self.turn_away();
         self.publish();
+        while !self.counters.publish() {
+            thread::yield_now();
+        }
+    }
+
+    /// Counts what arrives too late to be rebuilt, so that no packet that the kernel took is without an outcome.
+    fn turn_away(&mut self) {
+        let counters = &self.counters;
+        let counted = self.receiver.drain(DRAIN_BUDGET, wall_clock(), |frame| {
+            counters.packet(PacketOutcome::Draining);
+            counters.add(Counter::ReceivedBytes, frame.data.len() as u64);
+        });
+        if let Err(error) = counted {
+            // Said when it was read last; now nothing more depends on it.
+            tracing::debug!(worker = self.index, %error, "the packet socket reports");
+        }
     }
 }
 

@@ -26,6 +26,7 @@ pub mod rebuilder;
 pub mod recorder;
 pub mod skip;
 mod sys;
+pub mod vxlan;
 pub mod world;
 
 /// Seconds since the epoch.

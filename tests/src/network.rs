@@ -257,10 +257,7 @@ impl Vpc {
             "link set {device} mtu {} up",
             UNDERLAY_MTU - ENCAPSULATION
         ))?;
-        Ok(Tunnel {
-            device,
-            _wire: wire,
-        })
+        Ok(Tunnel { device, wire })
     }
 }
 
@@ -269,8 +266,8 @@ impl Vpc {
 pub struct Tunnel {
     /// The device in the namespace `vpc`: what is sent to it arrives at the rebuilder, encapsulated.
     pub device: String,
-    /// Removing the namespace of its socket removes the device, too.
-    _wire: Namespace,
+    /// Where its packets begin. Removing this namespace removes the device, too.
+    pub(crate) wire: Namespace,
 }
 
 /// Attaches a device to a bridge and waits until that carries frames to it, which the kernel decides later, when it

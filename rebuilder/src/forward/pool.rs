@@ -586,6 +586,8 @@ impl Forwarder {
         let (shared, alone) = self.slots.split_at(self.shared_slots.min(self.slots.len()));
         gauge(Gauge::Connections, up(shared) + up(alone));
         gauge(Gauge::QuarantineConnections, up(alone));
+        // Here the figures add up. Where somebody reads them just now, the next turn will do.
+        self.counters.publish();
     }
 
     /// Panics where an invariant does not hold.

@@ -274,6 +274,7 @@ mod tests {
         let health = Arc::new(Health::new(1, Instant::now()));
         let counters = Arc::new(WorkerCounters::default());
         counters.packets(PacketOutcome::NotIp, 42);
+        assert!(counters.publish());
         let metrics = Arc::new(Metrics::new(vec![counters]));
         let handle = server.start(Arc::clone(&health), metrics).unwrap();
 

@@ -1,6 +1,7 @@
 //! What one worker counts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::{PacketOutcome, RequestOutcome};
 
@@ -41,6 +42,7 @@ metrics! {
     Counter {
         ReceivedBytes => "received_bytes", "Bytes of the mirrored frames that were read, outer headers excluded.";
         KernelDrops => "kernel_drops", "Mirrored packets that the kernel dropped because the receive buffer was full.";
+        TruncatedDatagrams => "truncated_datagrams", "Datagrams longer than 9,600 bytes, taken as far as that; the frames in them count as cut.";
         CutFrames => "cut_frames", "Frames that the mirror cut short (session packet length, MTU): a hole of known length each.";
         Gaps => "gaps", "Holes in a stream that were given up: their bytes were never captured.";
         GapBytes => "gap_bytes", "Bytes missing in the holes of known length that were given up.";
@@ -128,7 +130,90 @@ impl BalancerStatus {
     }
 }
 
-/// The counters of one worker thread, which is their only writer. Relaxed: a scrape needs no order between them.
+/// One set of figures: those of a worker at one moment, or the sums over all workers.
+#[derive(Clone, Debug)]
+pub struct Figures {
+    packets: [u64; PacketOutcome::ALL.len()],
+    requests: [u64; RequestOutcome::ALL.len()],
+    counters: [u64; Counter::ALL.len()],
+    gauges: [u64; Gauge::ALL.len()],
+    balancer: [u64; BalancerStatus::ALL.len()],
+    load_millionths: u64,
+}
+
+impl Default for Figures {
+    fn default() -> Self {
+        Self {
+            packets: [0; _],
+            requests: [0; _],
+            counters: [0; _],
+            gauges: [0; _],
+            balancer: [0; _],
+            load_millionths: 0,
+        }
+    }
+}
+
+impl Figures {
+    /// Adds another worker's. The load is that of the busier one: flows do not move between workers, so that one is full
+    /// first.
+    pub(super) fn add(&mut self, other: &Self) {
+        // Wrapping like the counters themselves; a scraper reads a smaller number as a restart.
+        let add = |sums: &mut [u64], more: &[u64]| {
+            for (sum, more) in sums.iter_mut().zip(more) {
+                *sum = sum.wrapping_add(*more);
+            }
+        };
+        add(&mut self.packets, &other.packets);
+        add(&mut self.requests, &other.requests);
+        add(&mut self.counters, &other.counters);
+        add(&mut self.gauges, &other.gauges);
+        add(&mut self.balancer, &other.balancer);
+        self.load_millionths = self.load_millionths.max(other.load_millionths);
+    }
+
+    /// Packets that ended so.
+    #[must_use]
+    pub const fn packets(&self, outcome: PacketOutcome) -> u64 {
+        self.packets[outcome.index()]
+    }
+
+    /// Requests that ended so.
+    #[must_use]
+    pub const fn requests(&self, outcome: RequestOutcome) -> u64 {
+        self.requests[outcome.index()]
+    }
+
+    /// The value of a counter.
+    #[must_use]
+    pub const fn counter(&self, counter: Counter) -> u64 {
+        self.counters[counter.index()]
+    }
+
+    /// The value of a gauge.
+    #[must_use]
+    pub const fn gauge(&self, gauge: Gauge) -> u64 {
+        self.gauges[gauge.index()]
+    }
+
+    /// Answers of this kind that a balancer gave.
+    #[must_use]
+    pub const fn balancer(&self, status: BalancerStatus) -> u64 {
+        self.balancer[status as usize]
+    }
+
+    /// The share of time (0 to 1) that the worker was busy.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss)] // at most a million
+    pub fn load(&self) -> f64 {
+        self.load_millionths as f64 / 1e6
+    }
+}
+
+/// The counters of one worker thread, which is their only writer.
+///
+/// What the worker counts is its own. Others see what it last published: a copy of all figures made at a moment when
+/// they add up (requests = outcomes + in flight), so that a scrape in the middle of a burst adds up too.
 ///
 /// Aligned so that two workers never share a cache line.
 #[derive(Debug)]
@@ -140,6 +225,8 @@ pub struct WorkerCounters {
     gauges: [AtomicU64; Gauge::ALL.len()],
     balancer: [AtomicU64; BalancerStatus::ALL.len()],
     load_millionths: AtomicU64,
+    // Held for the copy of some eighty numbers.
+    published: Mutex<Figures>,
 }
 
 impl Default for WorkerCounters {
@@ -151,6 +238,7 @@ impl Default for WorkerCounters {
             gauges: [const { AtomicU64::new(0) }; _],
             balancer: [const { AtomicU64::new(0) }; _],
             load_millionths: AtomicU64::new(0),
+            published: Mutex::default(),
         }
     }
 }
@@ -194,41 +282,63 @@ impl WorkerCounters {
         self.load_millionths.store(millionths, Ordering::Relaxed);
     }
 
-    /// How many packets have ended so.
+    /// Lets others see the figures as they are now; for the worker, when they add up. It never waits: `false` when
+    /// somebody is reading at this very moment, and the next call will do.
+    pub fn publish(&self) -> bool {
+        let mut published = match self.published.try_lock() {
+            Ok(published) => published,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        let copy = |to: &mut [u64], from: &[AtomicU64]| {
+            for (to, from) in to.iter_mut().zip(from) {
+                *to = from.load(Ordering::Relaxed);
+            }
+        };
+        copy(&mut published.packets, &self.packets);
+        copy(&mut published.requests, &self.requests);
+        copy(&mut published.counters, &self.counters);
+        copy(&mut published.gauges, &self.gauges);
+        copy(&mut published.balancer, &self.balancer);
+        published.load_millionths = self.load_millionths.load(Ordering::Relaxed);
+        true
+    }
+
+    /// What was last published.
+    pub(super) fn published(&self) -> MutexGuard<'_, Figures> {
+        self.published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many packets have ended so, for the worker itself.
     #[must_use]
     pub fn packets_of(&self, outcome: PacketOutcome) -> u64 {
         self.packets[outcome.index()].load(Ordering::Relaxed)
     }
 
-    /// How many requests have ended so.
+    /// How many requests have ended so, for the worker itself.
     #[must_use]
     pub fn requests_of(&self, outcome: RequestOutcome) -> u64 {
         self.requests[outcome.index()].load(Ordering::Relaxed)
     }
 
-    /// The value of a counter.
+    /// The value of a counter, for the worker itself.
     #[must_use]
     pub fn counter(&self, counter: Counter) -> u64 {
         self.counters[counter.index()].load(Ordering::Relaxed)
     }
 
-    /// The value of a gauge.
+    /// The value of a gauge, for the worker itself.
     #[must_use]
     pub fn gauge(&self, gauge: Gauge) -> u64 {
         self.gauges[gauge.index()].load(Ordering::Relaxed)
     }
 
-    /// How many answers of this kind a balancer gave.
+    /// How many answers of this kind a balancer gave, for the worker itself.
     #[must_use]
     pub fn balancer_of(&self, status: BalancerStatus) -> u64 {
         self.balancer[status as usize].load(Ordering::Relaxed)
-    }
-
-    /// The share of time (0 to 1) that the worker was busy.
-    #[must_use]
-    #[allow(clippy::cast_precision_loss)] // at most a million
-    pub fn load(&self) -> f64 {
-        self.load_millionths.load(Ordering::Relaxed) as f64 / 1e6
     }
 }
 
@@ -260,7 +370,22 @@ mod tests {
         let counters = WorkerCounters::default();
         for (given, stored) in [(0.25, 0.25), (-1.0, 0.0), (7.0, 1.0), (f64::NAN, 0.0)] {
             counters.set_load(given);
-            assert!((counters.load() - stored).abs() < 1e-6, "{given}");
+            assert!(counters.publish());
+            let load = counters.published().load();
+            assert!((load - stored).abs() < 1e-6, "{given}");
         }
+    }
+
+    #[test]
+    fn the_worker_never_waits_for_a_scrape() {
+        let counters = WorkerCounters::default();
+        counters.packet(PacketOutcome::Stream);
+        let reading = counters.published();
+        assert!(!counters.publish());
+        assert_eq!(reading.packets(PacketOutcome::Stream), 0);
+        drop(reading);
+        assert!(counters.publish());
+        let seen = counters.published().packets(PacketOutcome::Stream);
+        assert_eq!(seen, 1);
     }
 }

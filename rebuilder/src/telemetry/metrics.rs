@@ -8,7 +8,9 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::{BalancerStatus, Counter, Gauge, PacketOutcome, RequestOutcome, WorkerCounters};
+use super::{
+    BalancerStatus, Counter, Figures, Gauge, PacketOutcome, RequestOutcome, WorkerCounters,
+};
 
 /// What the text is: `OpenMetrics` 1.0, which Prometheus, the CloudWatch agent and the collectors read.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -17,25 +19,23 @@ pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    totals: Totals,
+    workers: Workers,
 }
 
 impl Metrics {
     /// Metrics over these workers.
     #[must_use]
     pub fn new(workers: Vec<Arc<WorkerCounters>>) -> Self {
-        let totals = Totals {
-            workers: workers.into(),
-        };
+        let workers = Workers(workers.into());
         let mut registry = Registry::with_prefix("rebuilder");
-        registry.register_collector(Box::new(totals.clone()));
-        Self { registry, totals }
+        registry.register_collector(Box::new(workers.clone()));
+        Self { registry, workers }
     }
 
-    /// The sums, for whoever wants numbers rather than text.
+    /// The sums of what the workers last published, for whoever wants numbers rather than text.
     #[must_use]
-    pub const fn totals(&self) -> &Totals {
-        &self.totals
+    pub fn totals(&self) -> Figures {
+        self.workers.totals()
     }
 
     /// The body of `GET /metrics`.
@@ -49,54 +49,17 @@ impl Metrics {
     }
 }
 
-/// Sums over all workers.
+/// All workers.
 #[derive(Clone, Debug)]
-pub struct Totals {
-    workers: Arc<[Arc<WorkerCounters>]>,
-}
+struct Workers(Arc<[Arc<WorkerCounters>]>);
 
-impl Totals {
-    fn sum(&self, of: impl Fn(&WorkerCounters) -> u64) -> u64 {
-        // Wrapping like the counters themselves; a scraper reads a smaller number as a restart.
-        self.workers
-            .iter()
-            .fold(0, |sum, worker| sum.wrapping_add(of(worker)))
-    }
-
-    /// Packets that ended so.
-    #[must_use]
-    pub fn packets(&self, outcome: PacketOutcome) -> u64 {
-        self.sum(|w| w.packets_of(outcome))
-    }
-
-    /// Requests that ended so.
-    #[must_use]
-    pub fn requests(&self, outcome: RequestOutcome) -> u64 {
-        self.sum(|w| w.requests_of(outcome))
-    }
-
-    /// A counter.
-    #[must_use]
-    pub fn counter(&self, counter: Counter) -> u64 {
-        self.sum(|w| w.counter(counter))
-    }
-
-    /// A gauge.
-    #[must_use]
-    pub fn gauge(&self, gauge: Gauge) -> u64 {
-        self.sum(|w| w.gauge(gauge))
-    }
-
-    /// Answers that a balancer gave.
-    #[must_use]
-    pub fn balancer(&self, status: BalancerStatus) -> u64 {
-        self.sum(|w| w.balancer_of(status))
-    }
-
-    /// The load (0 to 1) of the busiest worker: flows do not move between workers, so that one is full first.
-    #[must_use]
-    pub fn load(&self) -> f64 {
-        self.workers.iter().map(|w| w.load()).fold(0.0, f64::max)
+impl Workers {
+    fn totals(&self) -> Figures {
+        let mut totals = Figures::default();
+        for worker in self.0.iter() {
+            totals.add(&worker.published());
+        }
+        totals
     }
 }
 
@@ -115,8 +78,10 @@ fn family<'a>(
     Ok(())
 }
 
-impl Collector for Totals {
+impl Collector for Workers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        // One copy for the whole text: read one by one while the workers count, the figures would not add up.
+        let totals = self.totals();
         family(
             &mut encoder,
             (
@@ -126,7 +91,7 @@ impl Collector for Totals {
             ),
             PacketOutcome::ALL
                 .iter()
-                .map(|&o| (o.label(), self.packets(o))),
+                .map(|&o| (o.label(), totals.packets(o))),
         )?;
         family(
             &mut encoder,
@@ -137,7 +102,7 @@ impl Collector for Totals {
             ),
             RequestOutcome::ALL
                 .iter()
-                .map(|&o| (o.label(), self.requests(o))),
+                .map(|&o| (o.label(), totals.requests(o))),
         )?;
         family(
             &mut encoder,
@@ -148,17 +113,17 @@ impl Collector for Totals {
             ),
             BalancerStatus::ALL
                 .iter()
-                .map(|&s| (s.label(), self.balancer(s))),
+                .map(|&s| (s.label(), totals.balancer(s))),
         )?;
         for &counter in Counter::ALL {
             encoder
                 .encode_descriptor(counter.name(), counter.help(), None, MetricType::Counter)?
-                .encode_counter::<NoLabelSet, _, u64>(&self.counter(counter), None)?;
+                .encode_counter::<NoLabelSet, _, u64>(&totals.counter(counter), None)?;
         }
         for &gauge in Gauge::ALL {
             encoder
                 .encode_descriptor(gauge.name(), gauge.help(), None, MetricType::Gauge)?
-                .encode_gauge(&self.gauge(gauge))?;
+                .encode_gauge(&totals.gauge(gauge))?;
         }
         encoder
             .encode_descriptor(
@@ -167,12 +132,16 @@ impl Collector for Totals {
                 None,
                 MetricType::Gauge,
             )?
-            .encode_gauge(&self.load())
+            .encode_gauge(&totals.load())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     fn two_workers() -> (Arc<WorkerCounters>, Arc<WorkerCounters>, Metrics) {
@@ -209,6 +178,11 @@ mod tests {
         b.set_load(0.25);
         b.add(Counter::KernelDrops, 3);
         b.balancer(BalancerStatus::of(463));
+        assert!(
+            metrics.encode().unwrap().contains("rebuilder_flows 0\n"),
+            "nobody sees what is not published"
+        );
+        assert!(a.publish() && b.publish());
         let text = metrics.encode().unwrap();
         for line in [
             "rebuilder_packets_total{outcome=\"stream\"} 5",
@@ -235,5 +209,52 @@ mod tests {
             .count();
         assert_eq!(types, helps);
         assert_eq!(types, 3 + Counter::ALL.len() + Gauge::ALL.len() + 1);
+    }
+
+    #[test]
+    fn requests_are_outcomes_and_in_flight_at_every_scrape() {
+        let (a, b, metrics) = two_workers();
+        let over = AtomicBool::new(false);
+        let work = |worker: &WorkerCounters| -> u64 {
+            let (mut rebuilt, mut waiting) = (0, 0);
+            for round in 0.. {
+                for _ in 0..1 + round % 5 {
+                    worker.add(Counter::Submitted, 1);
+                    rebuilt += 1;
+                    waiting += 1;
+                }
+                for _ in 0..(round % 7).min(waiting) {
+                    worker.request(RequestOutcome::Delivered2xx);
+                    waiting -= 1;
+                }
+                worker.set(Gauge::InFlight, waiting);
+                worker.publish();
+                if over.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            while !worker.publish() {}
+            rebuilt
+        };
+        let all: u64 = std::thread::scope(|scope| {
+            let workers = [&a, &b].map(|worker| scope.spawn(|| work(worker)));
+            let mut seen = BTreeSet::new();
+            let end = Instant::now() + Duration::from_secs(20);
+            // So many different states, each caught while the workers counted on.
+            while seen.len() < 200 && Instant::now() < end {
+                let totals = metrics.totals();
+                let rebuilt = totals.counter(Counter::Submitted);
+                let ended = totals.requests(RequestOutcome::Delivered2xx);
+                assert_eq!(rebuilt, ended + totals.gauge(Gauge::InFlight));
+                seen.insert(rebuilt);
+            }
+            over.store(true, Ordering::Relaxed);
+            assert_eq!(seen.len(), 200);
+            workers
+                .into_iter()
+                .map(|worker| worker.join().unwrap())
+                .sum()
+        });
+        assert_eq!(metrics.totals().counter(Counter::Submitted), all);
     }
 }

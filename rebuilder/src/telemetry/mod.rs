@@ -1,7 +1,8 @@
 //! Outcome counters, the Prometheus endpoint and health.
 //!
-//! Each worker thread owns one [`WorkerCounters`] and is its only writer; the admin thread reads them all when it is
-//! scraped. So counting costs the packet path one uncontended atomic add, and a metric is a sum taken on the slow side.
+//! Each worker thread owns one [`WorkerCounters`] and is its only writer; at each turn it publishes a copy that adds up,
+//! and the admin thread reads the copies when it is scraped. So counting costs the packet path one uncontended atomic add,
+//! a metric is a sum taken on the slow side, and requests = outcomes + in flight in every single scrape.
 
 mod admin;
 mod counters;
@@ -12,10 +13,10 @@ mod metrics;
 use std::fmt;
 
 pub use admin::{AdminError, AdminHandle, AdminOptions, AdminServer};
-pub use counters::{BalancerStatus, Counter, Gauge, WorkerCounters};
+pub use counters::{BalancerStatus, Counter, Figures, Gauge, WorkerCounters};
 pub use health::{Health, Status};
 pub use load::LoadMeter;
-pub use metrics::{Metrics, Totals};
+pub use metrics::Metrics;
 
 /// A closed set of outcomes that is at once an enum and a metric's label set.
 macro_rules! outcomes {
@@ -82,6 +83,8 @@ outcomes! {
         Fragment => "fragment",
         /// A capture file's link type that is not read.
         LinkType => "link_type",
+        /// It arrived after SIGTERM, when what had been captured was being delivered.
+        Draining => "draining",
         /// `--vni` names others.
         VniExcluded => "vni_excluded",
         /// A frame that ends inside or lies about its VXLAN header.
@@ -110,7 +113,7 @@ outcomes! {
         RefusedByAnalyser => "refused_by_analyser",
         /// The queue of bytes waiting for the analyser was full.
         QueueFull => "queue_full",
-        /// Not answered when `--drain-timeout` ended.
+        /// Not answered when `--drain-timeout` ended, or when a second SIGTERM came.
         DrainTimeout => "drain_timeout",
         /// Its body has a hole and `--incomplete drop` is set.
         Incomplete => "incomplete",

@@ -1,0 +1,149 @@
+//! Nothing is lost without a number: requests = outcomes + in flight in every single scrape, under load and while the
+//! rebuilder drains, and a packet that comes too late is counted.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::net::{SocketAddrV4, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use lab::data_plane::{ANALYSER, DataPlane};
+use lab::network::Options;
+use lab::process::wait_for;
+use lab::rebuilder::{Metrics, Rebuilder, binary};
+use lab::recorder::{Recorder, Records};
+use lab::vxlan::{Flow, Mirror};
+
+const CLIENT: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::new(198, 51, 100, 7), 40000);
+const SERVER: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::new(172, 31, 0, 1), 80);
+
+fn get(target: &str) -> Vec<u8> {
+    format!("GET {target} HTTP/1.1\r\nHost: shop.example\r\n\r\n").into_bytes()
+}
+
+fn in_flight(metrics: &Metrics) -> f64 {
+    metrics.value("rebuilder_requests_in_flight")
+}
+
+/// Rule 10, of one scrape.
+#[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
+fn adds_up(metrics: &Metrics) -> bool {
+    let found = metrics.value("rebuilder_requests_extracted_total");
+    (found - metrics.requests() as f64 - in_flight(metrics)).abs() < 0.5
+}
+
+#[test]
+fn every_scrape_adds_up_under_load() {
+    if lab::skip::no_lab("every_scrape_adds_up_under_load") {
+        return;
+    }
+    const REQUESTS: u64 = 20_000;
+    let plane = DataPlane::new(Options::default()).unwrap();
+    let records = Records::default();
+    let _recorder = Recorder::start(&plane.analyser, 80, &records, Duration::ZERO).unwrap();
+    let rebuilder = Rebuilder::start(
+        &plane.rebuilder,
+        &binary().unwrap(),
+        plane.vpc.directory(),
+        &format!("http://{ANALYSER}:80"),
+        &["--workers", "2"],
+    )
+    .unwrap();
+    let over = AtomicBool::new(false);
+    let (mut scrapes, mut busy) = (0, 0);
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut mirror = Mirror::new(&plane.vpc, "172.31.0.1").unwrap();
+            let mut flows: Vec<Flow> = (0..20)
+                .map(|n| {
+                    let client = SocketAddrV4::new(*CLIENT.ip(), 40000 + n);
+                    Flow::open(&mut mirror, client, SERVER).unwrap()
+                })
+                .collect();
+            for number in 0..REQUESTS {
+                let flow = &mut flows[usize::try_from(number % 20).unwrap()];
+                flow.send(&mut mirror, &get(&format!("/{number}"))).unwrap();
+                if number % 50 == 0 {
+                    std::thread::sleep(Duration::from_millis(3));
+                }
+            }
+            over.store(true, Ordering::Release);
+        });
+        while !over.load(Ordering::Acquire) || in_flight(&rebuilder.metrics().unwrap()) > 0.0 {
+            let metrics = rebuilder.metrics().unwrap();
+            assert!(adds_up(&metrics), "scrape {scrapes}: {metrics:?}");
+            scrapes += 1;
+            busy += u64::from(in_flight(&metrics) > 0.0);
+        }
+        load.join().unwrap();
+    });
+    let settled = wait_for("all delivered", Duration::from_secs(30), || {
+        Ok((rebuilder.metrics()?.delivered() == REQUESTS).then_some(()))
+    });
+    assert!(settled.is_ok(), "{:?}", rebuilder.metrics().unwrap());
+    println!("{scrapes} scrapes, {busy} with requests in flight");
+    assert!(busy > 20, "{busy} of {scrapes} scrapes fell into the load");
+}
+
+#[test]
+fn what_comes_during_a_drain_is_counted_and_a_second_sigterm_cuts_it_short() {
+    if lab::skip::no_lab("what_comes_during_a_drain_is_counted_and_a_second_sigterm_cuts_it_short")
+    {
+        return;
+    }
+    let plane = DataPlane::new(Options::default()).unwrap();
+    // Takes connections into its backlog and never answers.
+    let _deaf = plane
+        .analyser
+        .namespace
+        .run(|| TcpListener::bind("0.0.0.0:80"))
+        .unwrap()
+        .unwrap();
+    let mut rebuilder = Rebuilder::start(
+        &plane.rebuilder,
+        &binary().unwrap(),
+        plane.vpc.directory(),
+        &format!("http://{ANALYSER}:80"),
+        &["--workers", "1"],
+    )
+    .unwrap();
+    let mut mirror = Mirror::new(&plane.vpc, "172.31.0.1").unwrap();
+    let mut flow = Flow::open(&mut mirror, CLIENT, SERVER).unwrap();
+    flow.send(&mut mirror, &get("/in-flight")).unwrap();
+    wait_for("the request is rebuilt", Duration::from_secs(5), || {
+        Ok((in_flight(&rebuilder.metrics()?) > 0.5).then_some(()))
+    })
+    .unwrap();
+
+    rebuilder.process().signal(libc::SIGTERM);
+    wait_for("the drain", Duration::from_secs(5), || {
+        Ok(rebuilder.get("/healthz").is_err().then_some(()))
+    })
+    .unwrap();
+    // What had arrived by the signal is still read, so wait until that is over.
+    std::thread::sleep(Duration::from_millis(100));
+    for _ in 0..7 {
+        flow.send(&mut mirror, &get("/too-late")).unwrap();
+    }
+    let counted = wait_for("all packets are counted", Duration::from_secs(5), || {
+        let metrics = rebuilder.metrics()?;
+        assert!(adds_up(&metrics), "{metrics:?}");
+        Ok((metrics.packets() == mirror.sent()).then_some(metrics))
+    })
+    .unwrap();
+    let outcomes = counted.outcomes("rebuilder_packets_total");
+    assert_eq!(outcomes.get("draining"), Some(&7), "{outcomes:?}");
+    assert!(
+        rebuilder.process().ended().unwrap().is_none(),
+        "it waits for the answer"
+    );
+
+    let begun = Instant::now();
+    let (code, output) = rebuilder.drain(Duration::from_secs(5)).unwrap();
+    assert_eq!(code, Some(0), "{output}");
+    assert!(begun.elapsed() < Duration::from_secs(2), "{output}");
+    let ended = output.lines().last().unwrap_or_default();
+    for figure in ["packets=9", "requests=1", "draining=7", "unanswered=1"] {
+        assert!(ended.contains(figure), "{figure} in {output}");
+    }
+}
