@@ -3,6 +3,7 @@
 //!
 //! | file | what it proves |
 //! |---|---|
+//! | `exhaustion.rs` | memory stays within the cap, others' requests stay exact, every byte has a number |
 //! | `metamorphic.rs` | captures told differently (one direction, wrapped, tagged, cut up, twice, ...) give the same requests |
 
 #![allow(
@@ -11,7 +12,9 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod build;
 mod captures;
+mod exhaustion;
 mod metamorphic;
 mod random;
 mod run;
