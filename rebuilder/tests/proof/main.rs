@@ -4,6 +4,7 @@
 //! | file | what it proves |
 //! |---|---|
 //! | `exhaustion.rs` | memory stays within the cap, others' requests stay exact, every byte has a number |
+//! | `table.rs` | what a mirror loses, delays, doubles and cuts, and what comes out: a snapshot |
 //! | `metamorphic.rs` | captures told differently (one direction, wrapped, tagged, cut up, twice, ...) give the same requests |
 
 #![allow(
@@ -18,4 +19,6 @@ mod exhaustion;
 mod metamorphic;
 mod random;
 mod run;
+mod simulator;
+mod table;
 mod wire;
