@@ -2,8 +2,11 @@
 
 use super::head::{is_token, is_value};
 
-/// A size may have this many digits, leading zeros included; more is a bad size. No client writes more than 16.
+/// A size may have this many digits, leading zeros included; more is a bad size.
 const MAX_DIGITS: usize = 256;
+
+/// More digits than that, leading zeros included, no client writes, and some readers count them: 64 bits have 16.
+const PLAIN_DIGITS: usize = 16;
 
 /// How a piece of a chunked body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +171,7 @@ impl Chunked {
                 }
                 let digit = char::from(byte).to_digit(16).unwrap_or_default();
                 self.size = self.size << 4 | u64::from(digit);
+                self.odd |= self.line >= PLAIN_DIGITS;
             }
             (State::Size, _) if self.line == 0 => return Took::Nothing,
             (State::Size, b';' | b'\r') => next = State::Extension,
@@ -184,10 +188,11 @@ impl Chunked {
                 };
             }
             (State::Size, _) => return Took::Nothing,
-            (State::Extension, b'\r') => self.odd |= after_cr || self.last == b';',
-            (State::Extension, _) => {
-                self.odd |= after_cr || !(is_token(byte) || matches!(byte, b';' | b'='));
+            (State::Extension, b'\r' | b';' | b'=') => {
+                // A name or value is missing before it.
+                self.odd |= after_cr || matches!(self.last, b';' | b'=');
             }
+            (State::Extension, _) => self.odd |= after_cr || !is_token(byte),
             (State::DataCr, b'\r') => next = State::DataLf,
             (State::DataCr, b'\n') => {
                 self.odd = true;

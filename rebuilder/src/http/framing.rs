@@ -12,8 +12,12 @@
 //! | several lengths, the same or not | the first that is digits | yes |
 //! | none of the lengths is digits, or it does not fit 64 bits | no body: what stands behind is parsed, not swallowed | yes |
 //! | CONNECT | no body (RFC 9110 §9.3.6) | if it has a length or a coding |
+//! | `Transfer_Encoding` or `Content_Length`, which some servers take for the field with `-` | as if it were not there | yes |
+//! | a body behind `Expect` of anything but `100-continue`, or behind several | as without `Expect` | yes |
+//! | a body behind `Expect: 100-continue` that begins with a request line: was it refused, and is this the next request? | the body | yes |
+//! | trailers that frame: `Content-Length`, `Transfer-Encoding` | as if they were not there | yes |
 
-use super::head::{Head, is_blank};
+use super::head::{Head, is_blank, request_line};
 use super::{Framing, Header};
 
 /// What the fields of a head say about what follows it.
@@ -29,6 +33,8 @@ pub(super) struct Verdict {
     pub(super) spoofed: bool,
     /// The client says that nothing follows: `Connection: close`, or HTTP/1.0 without keep-alive.
     pub(super) closes: bool,
+    /// It waits for an answer before it sends its body: `Expect: 100-continue`.
+    pub(super) expects: bool,
 }
 
 /// The fields that the analyser takes for ours (§5 of the design), in lower case.
@@ -38,6 +44,9 @@ const OURS: [&[u8]; 4] = [
     b"x-server-port",
     b"x-mirror-flags",
 ];
+
+/// The fields that frame a body, in lower case.
+const FRAMING: [&[u8]; 2] = [b"content-length", b"transfer-encoding"];
 
 /// Whether the most lenient reader takes `name` for `field`, which is in lower case: any case, `_` for `-` (as CGI and
 /// what followed it do).
@@ -85,6 +94,9 @@ pub(super) fn judge(bytes: &[u8], head: &Head) -> Verdict {
     let mut length = None;
     let mut coded = false;
     let mut codings = 0usize;
+    let mut expectations = 0usize;
+    let mut expects = false;
+    let mut lookalike = false;
     let mut chunked_last = false;
     let mut upgrade = false;
     let mut spoofed = false;
@@ -98,6 +110,7 @@ pub(super) fn judge(bytes: &[u8], head: &Head) -> Verdict {
             .and_then(|range| bytes.get(range))
             .unwrap_or_default();
         match name.len() {
+            14 | 17 if is_lookalike(name) => lookalike = true,
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 for member in members(value) {
                     lengths += 1;
@@ -106,9 +119,11 @@ pub(super) fn judge(bytes: &[u8], head: &Head) -> Verdict {
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 coded = true;
-                for member in members(value).filter(|m| !m.is_empty()) {
+                for member in members(value) {
+                    // An empty member is none (RFC 9110 §5.6.1.2) for some, and a coding that is not `chunked` for others.
                     codings += 1;
-                    chunked_last = member.eq_ignore_ascii_case(b"chunked");
+                    chunked_last = member.eq_ignore_ascii_case(b"chunked")
+                        || (member.is_empty() && chunked_last);
                 }
             }
             10 if name.eq_ignore_ascii_case(b"connection") => {
@@ -118,6 +133,10 @@ pub(super) fn judge(bytes: &[u8], head: &Head) -> Verdict {
                 }
             }
             7 if name.eq_ignore_ascii_case(b"upgrade") => upgrade = true,
+            6 if name.eq_ignore_ascii_case(b"expect") => {
+                expectations += 1;
+                expects |= value.eq_ignore_ascii_case(b"100-continue");
+            }
             _ => {}
         }
         spoofed |= passes_for_ours(name);
@@ -133,7 +152,10 @@ pub(super) fn judge(bytes: &[u8], head: &Head) -> Verdict {
         || lengths > 1
         || (lengths == 1 && length.is_none())
         || (coded && (lengths > 0 || codings != 1 || !chunked_last || head.version != (1, 1)))
-        || (connect && (coded || length.is_some_and(|n| n > 0)));
+        || (connect && (coded || length.is_some_and(|n| n > 0)))
+        || lookalike
+        || (expectations > usize::from(expects)
+            && !matches!(framing, Framing::None | Framing::Length(0)));
     Verdict {
         framing,
         disputed,
@@ -141,7 +163,31 @@ pub(super) fn judge(bytes: &[u8], head: &Head) -> Verdict {
         upgrade,
         spoofed,
         closes: close || (head.version < (1, 1) && !keep_alive),
+        expects,
     }
+}
+
+/// A field that frames a body, for a reader that takes `_` for `-`.
+fn is_lookalike(name: &[u8]) -> bool {
+    name.contains(&b'_') && FRAMING.iter().any(|field| reads_as(name, field))
+}
+
+/// Whether what stands behind the last chunk with data (the line of the zero chunk, trailers, the empty line) holds a
+/// field that some reader may frame by, though RFC 9110 §6.5.1 forbids it there.
+pub(super) fn trailers_frame(last: &[u8]) -> bool {
+    last.split(|b| *b == b'\n').skip(1).any(|line| {
+        let name = line.split(|b| *b == b':').next().unwrap_or_default();
+        let name = strip(name, is_blank);
+        FRAMING.iter().any(|field| reads_as(name, field))
+    })
+}
+
+/// Whether a body begins with a request line.
+pub(super) fn begins_with_a_request(body: &[u8]) -> bool {
+    memchr::memchr(b'\n', body)
+        .and_then(|lf| body.get(..lf))
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line))
+        .is_some_and(|line| request_line(line).is_some())
 }
 
 /// 1*DIGIT that fits 64 bits.

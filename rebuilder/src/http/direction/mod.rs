@@ -6,12 +6,13 @@ mod heads;
 use std::mem;
 use std::net::IpAddr;
 
-use super::Flags;
 use super::body::Rest;
 use super::context::Context;
+use super::framing::{Verdict, begins_with_a_request, trailers_frame};
 use super::head::HeadScan;
 use super::open::{Building, Open};
 use super::search::{Origin, Search};
+use super::{Flags, Request};
 use crate::stream::{End, Interest};
 use crate::telemetry::PacketOutcome;
 
@@ -215,7 +216,8 @@ impl Direction {
     fn give(&mut self, cx: &mut Context<'_>, open: Open, rest: &Rest, how: Flags) {
         let verdict = open.verdict;
         let mut request = open.finish(cx, rest, self.proxied);
-        self.disputed |= verdict.disputed || rest.odd();
+        self.disputed |=
+            verdict.disputed || rest.odd() || body_is_odd(&request, verdict, rest, how);
         request.flags |= how;
         request.flags.set(Flags::MIDSTREAM, self.midstream);
         request.flags.set(Flags::DISPUTED, self.disputed);
@@ -232,4 +234,13 @@ impl Direction {
         cx.counters.requests += 1;
         (cx.out)(request);
     }
+}
+
+/// What only the bytes of the body tell about its framing.
+fn body_is_odd(request: &Request, verdict: Verdict, rest: &Rest, how: Flags) -> bool {
+    let body = |from: usize| request.raw.get(from..).unwrap_or_default();
+    (verdict.expects && begins_with_a_request(body(request.head_end)))
+        || (how.is_empty()
+            && matches!(rest, Rest::Chunked { .. })
+            && trailers_frame(body(request.last_whole_chunk_end)))
 }

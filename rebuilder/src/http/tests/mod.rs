@@ -8,6 +8,7 @@ mod health_check;
 mod llhttp;
 mod properties;
 mod row;
+mod table;
 
 use super::{Extractor, Flags, HttpCounters, HttpOptions, Request};
 use crate::stream::{Chunk, DirectionId, End, Endpoints, Interest};
