@@ -4,12 +4,13 @@ use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use rebuilder::decode::{DecodeOptions, Vni};
+use rebuilder::decode::{ChecksumPolicy, DecodeOptions, Vni};
 use rebuilder::forward::{ForwardOptions, HopByHop, Target, XffStyle};
 use rebuilder::http::{Cidr, HttpOptions};
 use rebuilder::inspect::{self, Format, InspectError};
@@ -121,6 +122,35 @@ struct FrameArgs {
     /// Take only these VXLAN network identifiers (repeat, or separate by commas); default: all.
     #[arg(long, env = "REBUILDER_VNI", value_delimiter = ',', value_parser = parse_vni)]
     vni: Vec<Vni>,
+    /// Take only connections with one of these ports, or ranges a-b, at either end (repeat, or separate by commas);
+    /// default: all.
+    #[arg(long, env = "REBUILDER_PORT", value_delimiter = ',', value_parser = parse_ports)]
+    port: Vec<RangeInclusive<u16>>,
+    /// A whole frame with a wrong TCP or IPv4 checksum: dropped where that interface's are usually right, only
+    /// counted, or always dropped.
+    #[arg(long, env = "REBUILDER_CHECKSUM", value_enum, default_value_t = ChecksumArg::Auto)]
+    checksum: ChecksumArg,
+}
+
+impl From<FrameArgs> for DecodeOptions {
+    fn from(args: FrameArgs) -> Self {
+        Self {
+            vnis: args.vni,
+            ports: args.port,
+            checksum: match args.checksum {
+                ChecksumArg::Auto => ChecksumPolicy::Auto,
+                ChecksumArg::Count => ChecksumPolicy::Count,
+                ChecksumArg::Drop => ChecksumPolicy::Drop,
+            },
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ChecksumArg {
+    Auto,
+    Count,
+    Drop,
 }
 
 #[derive(Args)]
@@ -296,9 +326,7 @@ fn run(args: RunArgs) -> ExitCode {
             receive_buffer: args.receive_buffer,
         },
         pipeline: PipelineOptions {
-            decode: DecodeOptions {
-                vnis: args.frames.vni,
-            },
+            decode: args.frames.into(),
             stream: StreamOptions {
                 flow_scope: match args.flow_scope {
                     Scope::Global => FlowScope::Global,
@@ -349,9 +377,7 @@ fn inspect(args: InspectArgs) -> ExitCode {
         _ => Format::Text,
     };
     let options = PipelineOptions {
-        decode: DecodeOptions {
-            vnis: args.frames.vni,
-        },
+        decode: args.frames.into(),
         http: HttpOptions {
             trust: args.client.trust,
             ..HttpOptions::default()
@@ -394,6 +420,14 @@ fn parse_vni(text: &str) -> Result<Vni, String> {
     }
 }
 
+fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.parse::<u16>(), last.parse::<u16>()) {
+        (Ok(first), Ok(last)) if 0 < first && first <= last => Ok(first..=last),
+        _ => Err("a port is a number from 1 to 65535, or a range such as 8000-8100".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -427,6 +461,17 @@ mod tests {
                 readme.contains(&format!("| `--{flag} ")),
                 "README.md: no row for --{flag}"
             );
+        }
+    }
+
+    #[test]
+    fn ports_are_numbers_or_ranges() {
+        assert_eq!(parse_ports("80"), Ok(80..=80));
+        assert_eq!(parse_ports("8000-8100"), Ok(8000..=8100));
+        for wrong in [
+            "", "0", "0-5", "65536", "9-8", "-", "80-", "-80", "a", "1-2-3",
+        ] {
+            assert!(parse_ports(wrong).is_err(), "{wrong}");
         }
     }
 

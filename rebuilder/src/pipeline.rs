@@ -106,6 +106,12 @@ impl Pipeline {
         self.cut_frames
     }
 
+    /// Frames with a wrong checksum that were taken all the same.
+    #[must_use]
+    pub fn bad_checksums(&self) -> u64 {
+        self.decoder.bad_checksums()
+    }
+
     /// Holes in streams that were given up.
     #[must_use]
     pub fn gaps(&self) -> u64 {

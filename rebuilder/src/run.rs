@@ -440,6 +440,7 @@ impl Worker {
                 (Counter::KernelDrops, self.receiver.kernel_drops()),
                 (Counter::TruncatedDatagrams, self.receiver.truncated()),
                 (Counter::CutFrames, pipeline.cut_frames()),
+                (Counter::BadChecksums, pipeline.bad_checksums()),
                 (Counter::Gaps, pipeline.gaps()),
                 (Counter::GapBytes, stream.gap_bytes),
                 (Counter::ShedBytes, stream.shed_bytes),

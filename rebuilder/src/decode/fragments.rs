@@ -53,6 +53,8 @@ struct Partial {
     end: Option<(usize, u32)>,
     /// As the first piece says.
     protocol: Option<u8>,
+    /// Whether every piece said how long it is.
+    sized: bool,
 }
 
 impl Partial {
@@ -149,6 +151,8 @@ impl Reassembler {
             protocol,
             payload,
             missing,
+            sized,
+            ..
         } = piece.packet;
         let promised = usize::try_from(missing)
             .ok()
@@ -175,12 +179,14 @@ impl Reassembler {
                 held: 0,
                 end: None,
                 protocol: None,
+                sized: true,
             };
             self.bytes += partial.cost();
             self.partial.insert(key, partial);
         }
         let partial = self.partial.get_mut(&key).ok_or(PacketOutcome::Fragment)?;
         self.bytes -= partial.cost();
+        partial.sized &= sized;
         if piece.offset == 0 {
             partial.protocol.get_or_insert(protocol);
         }
@@ -204,6 +210,9 @@ impl Reassembler {
             protocol: partial.protocol.unwrap_or(protocol),
             payload: &self.whole,
             missing: partial.end.map_or(0, |(_, missing)| missing),
+            sized: partial.sized,
+            // Each piece had one of its own.
+            v4_header: &[],
         };
         // In IPv6 further extension headers may have been among what was cut in pieces.
         match ip::walk(packet)? {

@@ -33,6 +33,17 @@ pub(super) struct IpPacket<'a> {
     pub(super) payload: &'a [u8],
     /// Payload bytes that the IP length promises and the capture does not hold.
     pub(super) missing: u32,
+    /// Whether the IP header said how long it is; else it was taken to be as long as what was captured.
+    pub(super) sized: bool,
+    /// The header, of an IPv4 packet that was sent in one; else empty.
+    pub(super) v4_header: &'a [u8],
+}
+
+impl IpPacket<'_> {
+    /// Whether all that was sent was captured, so that a checksum over it means something.
+    pub(super) fn is_whole(&self) -> bool {
+        self.sized && self.missing == 0
+    }
 }
 
 /// A piece of an IP packet that was sent in several.
@@ -96,8 +107,11 @@ fn v4(data: &[u8]) -> Result<Opened<'_>, PacketOutcome> {
     if version_ihl >> 4 != 4 || header_len < 20 {
         return Err(PacketOutcome::BadIp);
     }
-    let behind = data.get(header_len..).ok_or(PacketOutcome::BadIp)?;
-    let (payload, missing) = match usize::from(u16::from_be_bytes([*l0, *l1])) {
+    let (v4_header, behind) = data
+        .split_at_checked(header_len)
+        .ok_or(PacketOutcome::BadIp)?;
+    let total = usize::from(u16::from_be_bytes([*l0, *l1]));
+    let (payload, missing) = match total {
         // Written by segmentation offload, before the card knows better (and by BIG TCP, where 16 bits do not
         // suffice): the rest is the length.
         0 => (behind, 0),
@@ -112,6 +126,8 @@ fn v4(data: &[u8]) -> Result<Opened<'_>, PacketOutcome> {
         protocol: *protocol,
         payload,
         missing,
+        sized: total != 0,
+        v4_header,
     };
     let bits = u16::from_be_bytes([*f0, *f1]);
     let (more, offset) = (bits & 0x2000 != 0, bits & 0x1fff);
@@ -135,7 +151,8 @@ fn v6(data: &[u8]) -> Result<Opened<'_>, PacketOutcome> {
     if version >> 4 != 6 {
         return Err(PacketOutcome::BadIp);
     }
-    let (payload, missing) = match usize::from(u16::from_be_bytes([*l0, *l1])) {
+    let len = usize::from(u16::from_be_bytes([*l0, *l1]));
+    let (payload, missing) = match len {
         // A jumbogram (RFC 2675), or BIG TCP: the rest is the length.
         0 => (behind, 0),
         len => limit(behind, len),
@@ -146,6 +163,8 @@ fn v6(data: &[u8]) -> Result<Opened<'_>, PacketOutcome> {
         protocol: *next,
         payload,
         missing,
+        sized: len != 0,
+        v4_header: &[],
     })
 }
 

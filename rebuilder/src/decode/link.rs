@@ -66,6 +66,34 @@ pub(crate) fn network(link: LinkType, data: &[u8]) -> Result<Network<'_>, Packet
     }
 }
 
+/// Who sends to whom on the link, as far as its header tells: in Ethernet both addresses; in a cooked capture the
+/// sender and whether the packet came in or went out; else nothing, that is zeros.
+pub(super) fn ends(link: LinkType, data: &[u8]) -> [u8; 12] {
+    let mut ends = [0; 12];
+    let (into_ends, from): (&mut [u8], _) = match link {
+        LinkType::Ethernet => (&mut ends, data.get(..12)),
+        // Packet type (2 bytes), ARPHRD, address length, address.
+        LinkType::LinuxSll => {
+            if let Some(direction) = data.get(..2) {
+                ends[..2].copy_from_slice(direction);
+            }
+            (&mut ends[4..], data.get(6..14))
+        }
+        // Protocol, reserved, interface index, ARPHRD, packet type (1 byte), address length (1), address.
+        LinkType::LinuxSll2 => {
+            if let Some(direction) = data.get(10) {
+                ends[0] = *direction;
+            }
+            (&mut ends[4..], data.get(12..20))
+        }
+        _ => return ends,
+    };
+    if let Some(from) = from {
+        into_ends.copy_from_slice(from);
+    }
+    ends
+}
+
 fn by_sll_protocol(protocol: u16, rest: &[u8]) -> Result<Network<'_>, PacketOutcome> {
     if protocol == SLL_LLC {
         return llc(rest);

@@ -10,12 +10,14 @@
 //! `fragment`, that one in what the whole packet is.
 //!
 //! Every layer is a pure function over a slice, lenient where a mirror or a sender's offloads make frames that no
-//! wire would carry: a frame cut behind its headers is *cut*, not bad; IP lengths of zero mean "the rest"; no
-//! checksum is looked at, since a mirror copies frames before the card fills it in and cuts them afterwards.
+//! wire would carry: a frame cut behind its headers is *cut*, not bad; IP lengths of zero mean "the rest"; a wrong
+//! checksum counts against a frame only where they are usually right (`checksum.rs`), since a mirror copies frames
+//! before the card fills it in.
 //! Tunnels other than VXLAN (GRE, IP in IP, GENEVE, ...) are not opened: their packets end in `not_tcp`.
 //!
 //! No input panics.
 
+mod checksum;
 mod fragments;
 mod ip;
 mod link;
@@ -23,11 +25,13 @@ mod tcp;
 mod vxlan;
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 
 use crate::receive::{Frame, LinkType};
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
+pub use checksum::{ChecksumPolicy, MAX_CHECKSUM_WINDOWS};
 pub use fragments::{FRAGMENT_TIMEOUT, MAX_FRAGMENT_BYTES};
 pub(crate) use link::{Network, network as network_layer};
 pub use vxlan::MAX_VXLAN_DEPTH;
@@ -95,6 +99,10 @@ pub struct DecodeOptions {
     /// The outermost network identifiers that count; empty means all, and bare packets too. Where one is named, bare
     /// packets are excluded.
     pub vnis: Vec<Vni>,
+    /// A segment counts where one of its two ports lies in one of these; empty means all.
+    pub ports: Vec<RangeInclusive<u16>>,
+    /// What a wrong checksum does.
+    pub checksum: ChecksumPolicy,
 }
 
 /// Takes frames apart, one at a time.
@@ -102,6 +110,7 @@ pub struct DecodeOptions {
 pub struct Decoder {
     options: DecodeOptions,
     fragments: fragments::Reassembler,
+    checksums: checksum::Checksums,
 }
 
 impl Decoder {
@@ -109,18 +118,27 @@ impl Decoder {
     #[must_use]
     pub fn new(options: DecodeOptions) -> Self {
         Self {
-            options,
             fragments: fragments::Reassembler::default(),
+            checksums: checksum::Checksums::new(options.checksum),
+            options,
         }
+    }
+
+    /// Frames with a wrong checksum that were taken all the same.
+    #[must_use]
+    pub fn bad_checksums(&self) -> u64 {
+        self.checksums.taken()
     }
 
     /// The TCP segment in `frame`; where the frame is VXLAN-wrapped, the one in the innermost Ethernet frame.
     ///
     /// # Errors
     /// The outcome in which the packet ends here: any of `not_tcp`, `not_ip`, `fragment`, `link_type`,
-    /// `vni_excluded`, `bad_vxlan`, `bad_link`, `bad_ip`, `bad_tcp`.
+    /// `vni_excluded`, `port_excluded`, `bad_checksum`, `bad_vxlan`, `bad_link`, `bad_ip`, `bad_tcp`.
     pub fn decode<'a>(&'a mut self, frame: &Frame<'a>) -> Result<Segment<'a>, PacketOutcome> {
-        let options = &self.options;
+        let Self {
+            options, checksums, ..
+        } = self;
         // A packet that is itself whole again because of this frame borrows from the store, so that there is one such
         // packet a frame; fragments within fragments end as such.
         let mut fragments = Some(&mut self.fragments);
@@ -135,10 +153,19 @@ impl Decoder {
             options.admit(vni)?;
         }
         let mut depth = usize::from(vni.is_some());
+        // The frame that the mirrored interface sent or got: of the outermost VXLAN header, or bare.
+        let mut mirrored = (link, data);
         loop {
             let packet = match link::network(link, data).and_then(ip::open) {
                 Ok(ip::Opened::Whole(packet)) => packet,
                 Ok(ip::Opened::Fragment(piece)) => {
+                    // The server would not put such a piece into its packet either.
+                    if piece.packet.is_whole() {
+                        let is_right = checksum::header_is_right(&piece.packet);
+                        if !checksums.admit(is_right, || path(vni, mirrored)) {
+                            return Err(PacketOutcome::BadChecksum);
+                        }
+                    }
                     let store = fragments.take().ok_or(PacketOutcome::Fragment)?;
                     store.add(frame.ts, vni, &piece)?
                 }
@@ -159,6 +186,9 @@ impl Decoder {
                 }
                 link = LinkType::Ethernet;
                 data = inner;
+                if depth == 0 {
+                    mirrored = (link, data);
+                }
                 depth += 1;
                 continue;
             }
@@ -167,6 +197,14 @@ impl Decoder {
                 return Err(PacketOutcome::NotTcp);
             }
             let tcp = tcp::open(packet.payload)?;
+            if !options.takes(tcp.src_port) && !options.takes(tcp.dst_port) {
+                return Err(PacketOutcome::PortExcluded);
+            }
+            if let Some(is_right) = checksum::verdict(&packet)
+                && !checksums.admit(is_right, || path(vni, mirrored))
+            {
+                return Err(PacketOutcome::BadChecksum);
+            }
             return Ok(Segment {
                 ts: frame.ts,
                 vni,
@@ -202,6 +240,19 @@ impl DecodeOptions {
         } else {
             Err(PacketOutcome::VniExcluded)
         }
+    }
+
+    /// Whether `--port` names this one.
+    fn takes(&self, port: u16) -> bool {
+        self.ports.is_empty() || self.ports.iter().any(|range| range.contains(&port))
+    }
+}
+
+/// What names the interface and the direction of a mirrored frame.
+fn path(vni: Option<Vni>, (link, data): (LinkType, &[u8])) -> checksum::Path {
+    checksum::Path {
+        vni,
+        ends: link::ends(link, data),
     }
 }
 

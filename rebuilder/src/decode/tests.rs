@@ -1,4 +1,5 @@
 mod agreement;
+mod checksum;
 mod corpus;
 mod fragments;
 mod outcomes;
@@ -70,7 +71,10 @@ fn decode_as(link: LinkType, data: &[u8]) -> Result<Got, PacketOutcome> {
 fn decode_with(vnis: &[u32], link: LinkType, data: &[u8]) -> Result<Got, PacketOutcome> {
     let vnis = vnis.iter().copied().map(Vni).collect();
     let ts = Timestamp(5);
-    let mut decoder = Decoder::new(DecodeOptions { vnis });
+    let mut decoder = Decoder::new(DecodeOptions {
+        vnis,
+        ..DecodeOptions::default()
+    });
     decoder.decode(&Frame { ts, link, data }).map(|s| {
         assert_eq!(s.ts, ts);
         Got {

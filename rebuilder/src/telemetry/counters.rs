@@ -44,6 +44,7 @@ metrics! {
         KernelDrops => "kernel_drops", "Mirrored packets that the kernel dropped because the receive buffer was full.";
         TruncatedDatagrams => "truncated_datagrams", "Datagrams longer than 9,600 bytes, taken as far as that; the frames in them count as cut.";
         CutFrames => "cut_frames", "Frames that the mirror cut short (session packet length, MTU): a hole of known length each.";
+        BadChecksums => "bad_checksums", "Frames whose TCP or IPv4 checksum is wrong and that were taken all the same; see `--checksum`.";
         Gaps => "gaps", "Holes in a stream that were given up: their bytes were never captured.";
         GapBytes => "gap_bytes", "Bytes missing in the holes of known length that were given up.";
         ShedBytes => "shed_bytes", "Captured bytes thrown away because a flow or the whole table had reached its byte cap.";

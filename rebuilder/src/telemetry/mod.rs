@@ -87,6 +87,10 @@ outcomes! {
         Draining => "draining",
         /// `--vni` names others.
         VniExcluded => "vni_excluded",
+        /// `--port` names neither of its ports.
+        PortExcluded => "port_excluded",
+        /// Its TCP or IPv4 checksum is wrong, and `--checksum` says to drop it.
+        BadChecksum => "bad_checksum",
         /// A frame that ends inside or lies about its VXLAN header.
         BadVxlan => "bad_vxlan",
         /// A frame that ends inside its Ethernet, VLAN or other link header.

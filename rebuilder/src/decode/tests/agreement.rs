@@ -103,7 +103,7 @@ prop_compose! {
 }
 
 /// An Ethernet frame, the length of its TCP payload, and its two addresses.
-fn frame() -> impl Strategy<Value = (Vec<u8>, usize, [std::net::IpAddr; 2])> {
+pub(super) fn frame() -> impl Strategy<Value = (Vec<u8>, usize, [std::net::IpAddr; 2])> {
     let payload = prop::collection::vec(any::<u8>(), 0..200);
     let ip = prop_oneof![ipv4(), ipv6()];
     (ip, tcp(), payload, 0u8..3).prop_map(|(ip, tcp, payload, tags)| {

@@ -133,6 +133,7 @@ fn a_vxlan_datagram_in_pieces_is_opened() {
     let pieces = pieces(&udp, 48);
     let mut decoder = Decoder::new(DecodeOptions {
         vnis: vec![Vni(77)],
+        ..DecodeOptions::default()
     });
     for (n, piece) in pieces.iter().enumerate() {
         let data = &v4_piece(1, 17, piece);

@@ -1,0 +1,255 @@
+//! Whether a frame's checksums are right, and when a wrong one counts against it.
+//!
+//! The server drops a segment whose checksum is wrong, so a rebuilder that takes it can be fed bytes that the server
+//! never saw (Ptacek and Newsham's "insertion"). But where a card computes the sum, the mirror copies the frame before
+//! it is there, and every sum that the machine sends is wrong. Both are told apart by what the same interface sent in
+//! the same direction just before: see [`ChecksumPolicy::Auto`].
+//!
+//! Checked are the TCP checksum (RFC 9293 §3.1) and, in IPv4, the header's (RFC 791 §3.1), of frames that are *whole*:
+//! a frame cut by the mirror, or one whose IP length is zero because a card was to cut it into segments, holds no sum
+//! that could be right. The pieces of an IPv4 packet are checked by their header, and the packet, once whole, by TCP's.
+//! The sums of tunnel headers are not looked at: AWS sends the mirror's UDP with none.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::net::IpAddr;
+
+use super::Vni;
+use super::ip::{self, IpPacket};
+
+/// What a wrong checksum does to a frame that is whole (`--checksum`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ChecksumPolicy {
+    /// The frame is dropped where at least 99 % of the last 1,000 checked frames of the same interface in the same
+    /// direction were right, of at least 100; else it is only counted.
+    #[default]
+    Auto,
+    /// It is counted.
+    Count,
+    /// The frame is dropped.
+    Drop,
+}
+
+/// How many frames of an interface and direction are looked back on.
+pub(super) const WINDOW: u16 = 1_000;
+
+/// How many there must be before a wrong one is dropped: with fewer, one wrong frame is more than 1 %, so that "99 %
+/// were right" would mean "all were". Until then a wrong one is taken: a fresh interface whose card computes the sums
+/// loses nothing, even when some packets that it only passes on were right.
+pub(super) const LEAST: u16 = 100;
+
+/// The table is `SETS` times `WAYS` windows of about 170 bytes; in a full set the one not used for longest gives way.
+const SETS: usize = 1_024;
+const WAYS: usize = 8;
+
+/// The most interfaces and directions that a worker looks back on. Those beyond begin anew.
+pub const MAX_CHECKSUM_WINDOWS: usize = SETS * WAYS;
+
+/// The sum of `data` as 16-bit words, unfolded. In the machine's byte order: one's complement sums do not depend on it
+/// (RFC 1071 §2 (B)). 16 ns for 600 bytes: the lanes let the compiler use vectors.
+pub(super) fn sum(data: &[u8]) -> u64 {
+    let (blocks, rest) = data.as_chunks::<32>();
+    let mut lanes = [0u64; 8];
+    for block in blocks {
+        let (words, _) = block.as_chunks::<4>();
+        for (lane, word) in lanes.iter_mut().zip(words) {
+            *lane += u64::from(u32::from_ne_bytes(*word));
+        }
+    }
+    let mut sum = lanes.iter().sum::<u64>();
+    let (words, rest) = rest.as_chunks::<4>();
+    for word in words {
+        sum += u64::from(u32::from_ne_bytes(*word));
+    }
+    let (halves, odd) = rest.as_chunks::<2>();
+    for half in halves {
+        sum += u64::from(u16::from_ne_bytes(*half));
+    }
+    if let [odd] = odd {
+        sum += u64::from(u16::from_ne_bytes([*odd, 0]));
+    }
+    sum
+}
+
+/// Whether a sum that includes the checksum says that nothing was changed: all ones (RFC 1071 §1 (3)).
+pub(super) fn right(mut sum: u64) -> bool {
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum == 0xffff
+}
+
+/// Whether the checksum of an IPv4 header is right; other packets have none.
+pub(super) fn header_is_right(packet: &IpPacket<'_>) -> bool {
+    packet.v4_header.is_empty() || right(sum(packet.v4_header))
+}
+
+/// Whether the checksums of a packet that carries TCP are right; `None` where that cannot be told.
+pub(super) fn verdict(packet: &IpPacket<'_>) -> Option<bool> {
+    if !packet.is_whole() {
+        return None;
+    }
+    let len = u32::try_from(packet.payload.len()).ok()?.to_be_bytes();
+    let pseudo = match (packet.src, packet.dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => sum(&src.octets()) + sum(&dst.octets()),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => sum(&src.octets()) + sum(&dst.octets()),
+        _ => return None,
+    };
+    let pseudo = pseudo + sum(&len) + sum(&[0, ip::TCP]);
+    Some(header_is_right(packet) && right(pseudo + sum(packet.payload)))
+}
+
+/// An interface in one direction: the mirror session, and who sends to whom on the link. In a VPC one of the two is
+/// the mirrored interface, whose address no packet can fake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Path {
+    pub(super) vni: Option<Vni>,
+    /// As [`super::link::ends`] gives it; zero where the link names nobody.
+    pub(super) ends: [u8; 12],
+}
+
+/// The verdicts on the last [`WINDOW`] frames.
+#[derive(Clone, Debug)]
+struct Window {
+    /// One bit a frame, set for a wrong one; a ring.
+    wrong: [u64; 16],
+    /// Where the next one goes.
+    at: u16,
+    seen: u16,
+    wrongs: u16,
+}
+
+impl Window {
+    const NEW: Self = Self {
+        wrong: [0; 16],
+        at: 0,
+        seen: 0,
+        wrongs: 0,
+    };
+
+    fn is_trusted(&self) -> bool {
+        self.seen >= LEAST && u32::from(self.wrongs) * 100 <= u32::from(self.seen)
+    }
+
+    fn record(&mut self, wrong: bool) {
+        let bit = 1 << (self.at % 64);
+        let Some(word) = self.wrong.get_mut(usize::from(self.at / 64)) else {
+            return;
+        };
+        // Of a ring that is not full yet, the bit is zero.
+        self.wrongs -= u16::from(*word & bit != 0);
+        *word &= !bit;
+        if wrong {
+            *word |= bit;
+            self.wrongs += 1;
+        }
+        self.at = (self.at + 1) % WINDOW;
+        self.seen = (self.seen + 1).min(WINDOW);
+    }
+}
+
+#[derive(Debug)]
+struct Slot {
+    path: Path,
+    used: u64,
+    window: Window,
+}
+
+/// Decides on frames by their verdicts, and counts.
+#[derive(Debug)]
+pub(super) struct Checksums {
+    policy: ChecksumPolicy,
+    /// Keyed per process, so that no sender can aim at a set.
+    hasher: RandomState,
+    sets: Vec<Vec<Slot>>,
+    /// Set and place of the last one: frames of an interface come in runs, and hashing costs more than looking.
+    last: (usize, usize),
+    uses: u64,
+    taken: u64,
+}
+
+impl Checksums {
+    pub(super) fn new(policy: ChecksumPolicy) -> Self {
+        Self {
+            policy,
+            hasher: RandomState::new(),
+            sets: Vec::new(),
+            last: (0, 0),
+            uses: 0,
+            taken: 0,
+        }
+    }
+
+    /// How many wrong frames were taken all the same.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Whether a frame with this verdict is taken. The path is asked for only where it matters.
+    pub(super) fn admit(&mut self, is_right: bool, path: impl FnOnce() -> Path) -> bool {
+        let trusted = match self.policy {
+            ChecksumPolicy::Auto => {
+                let window = self.window(path());
+                let trusted = window.is_trusted();
+                window.record(!is_right);
+                trusted
+            }
+            ChecksumPolicy::Count => false,
+            ChecksumPolicy::Drop => true,
+        };
+        if is_right {
+            return true;
+        }
+        self.taken += u64::from(!trusted);
+        !trusted
+    }
+
+    fn window(&mut self, path: Path) -> &mut Window {
+        let (set, place) = self.last;
+        let slot = self.sets.get(set).and_then(|set| set.get(place));
+        if slot.is_none_or(|slot| slot.path != path) {
+            self.last = self.find(path);
+        }
+        self.uses += 1;
+        let (set, place) = self.last;
+        let slot = &mut self.sets[set][place];
+        slot.used = self.uses;
+        &mut slot.window
+    }
+
+    /// Set and place of the slot of `path`, which there is then.
+    fn find(&mut self, path: Path) -> (usize, usize) {
+        if self.sets.is_empty() {
+            self.sets.resize_with(SETS, Vec::new);
+        }
+        // A remainder of SETS.
+        #[allow(clippy::cast_possible_truncation)]
+        let at = (self.hasher.hash_one(path) % SETS as u64) as usize;
+        let set = &mut self.sets[at];
+        if let Some(place) = set.iter().position(|slot| slot.path == path) {
+            return (at, place);
+        }
+        let fresh = Slot {
+            path,
+            used: 0,
+            window: Window::NEW,
+        };
+        if set.len() < WAYS {
+            set.push(fresh);
+            return (at, set.len() - 1);
+        }
+        let slots = set.iter().enumerate();
+        let oldest = slots.min_by_key(|(_, slot)| slot.used);
+        let place = oldest.map_or(0, |(place, _)| place);
+        set[place] = fresh;
+        (at, place)
+    }
+}
+
+#[cfg(test)]
+impl Checksums {
+    /// How many windows there are.
+    pub(super) fn windows(&self) -> usize {
+        self.sets.iter().map(Vec::len).sum()
+    }
+}
