@@ -1,6 +1,7 @@
 //! `rebuilder run`: one worker thread a core, each with its own socket, flow table and analyser connections, sharing
 //! nothing. Everything slow (health, metrics, name resolution, signals) runs beside them.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -436,7 +437,7 @@ impl Worker {
         let (stream, http) = (pipeline.stream_stats(), pipeline.http_counters());
         self.published.raise(
             counters,
-            [
+            &[
                 (Counter::KernelDrops, self.receiver.kernel_drops()),
                 (Counter::TruncatedDatagrams, self.receiver.truncated()),
                 (Counter::CutFrames, pipeline.cut_frames()),
@@ -523,16 +524,14 @@ fn submit(
     }
 }
 
-/// How many totals the stages keep.
-const PUBLISHED: usize = 13;
-
 /// The stages keep totals; the metrics take increments. This remembers what was passed on.
 #[derive(Default)]
-struct Published([u64; PUBLISHED]);
+struct Published(BTreeMap<&'static str, u64>);
 
 impl Published {
-    fn raise(&mut self, counters: &WorkerCounters, totals: [(Counter, u64); PUBLISHED]) {
-        for (last, (counter, total)) in self.0.iter_mut().zip(totals) {
+    fn raise(&mut self, counters: &WorkerCounters, totals: &[(Counter, u64)]) {
+        for &(counter, total) in totals {
+            let last = self.0.entry(counter.name()).or_default();
             if total > *last {
                 counters.add(counter, total - *last);
                 *last = total;
