@@ -197,11 +197,26 @@ impl Checksums {
             ChecksumPolicy::Count => false,
             ChecksumPolicy::Drop => true,
         };
+        is_right || self.may_pass(!trusted)
+    }
+
+    /// The same for a piece of a packet. It is judged by what the frames of its interface did and is no evidence
+    /// itself: its header says nothing about the TCP checksum, and there may be two thousand pieces to a sum.
+    pub(super) fn admit_piece(&mut self, is_right: bool, path: impl FnOnce() -> Path) -> bool {
         if is_right {
             return true;
         }
-        self.taken += u64::from(!trusted);
-        !trusted
+        let trusted = match self.policy {
+            ChecksumPolicy::Auto => self.window(path()).is_trusted(),
+            ChecksumPolicy::Count => false,
+            ChecksumPolicy::Drop => true,
+        };
+        self.may_pass(!trusted)
+    }
+
+    fn may_pass(&mut self, passes: bool) -> bool {
+        self.taken += u64::from(passes);
+        passes
     }
 
     fn window(&mut self, path: Path) -> &mut Window {

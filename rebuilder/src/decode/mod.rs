@@ -162,7 +162,7 @@ impl Decoder {
                     // The server would not put such a piece into its packet either.
                     if piece.packet.is_whole() {
                         let is_right = checksum::header_is_right(&piece.packet);
-                        if !checksums.admit(is_right, || path(vni, mirrored)) {
+                        if !checksums.admit_piece(is_right, || path(vni, mirrored)) {
                             return Err(PacketOutcome::BadChecksum);
                         }
                     }

@@ -217,6 +217,68 @@ fn a_wrong_ipv4_header_checksum_is_a_wrong_checksum() {
     }
 }
 
+/// An Ethernet frame of one piece of a packet with a TCP payload, `at` in units of 8 bytes, header checksum included.
+fn piece(bytes: &[u8], at: u16, more: bool) -> Vec<u8> {
+    let (src, dst) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+    let len = u16::try_from(bytes.len()).unwrap();
+    let mut header =
+        etherparse::Ipv4Header::new(len, 64, etherparse::IpNumber::TCP, src, dst).unwrap();
+    header.dont_fragment = false;
+    header.more_fragments = more;
+    header.fragment_offset = etherparse::IpFragOffset::try_new(at).unwrap();
+    header.header_checksum = header.calc_header_checksum();
+    [&v4_frame(b"")[..14], &header.to_bytes(), bytes].concat()
+}
+
+#[test]
+fn a_packet_made_whole_from_pieces_is_checked() {
+    let good = v4_frame(&[b'x'; 60])[34..].to_vec();
+    let bad = spoilt(good.clone());
+    let mut bench = Bench::new(ChecksumPolicy::Drop);
+    assert_eq!(
+        bench.frame(&piece(&good[..40], 0, true)),
+        Err(PacketOutcome::Fragment)
+    );
+    assert_eq!(bench.frame(&piece(&good[40..], 5, false)), Ok(()));
+    let mut bench = Bench::new(ChecksumPolicy::Drop);
+    assert_eq!(
+        bench.frame(&piece(&bad[..40], 0, true)),
+        Err(PacketOutcome::Fragment)
+    );
+    assert_eq!(bench.frame(&piece(&bad[40..], 5, false)), DROPPED);
+}
+
+#[test]
+fn a_piece_with_a_wrong_header_does_not_become_part_of_its_packet() {
+    let good = v4_frame(&[b'x'; 60])[34..].to_vec();
+    let mut garbage = piece(&[b'!'; 40], 0, true);
+    garbage[18 + 6] ^= 1;
+    let mut bench = Bench::new(ChecksumPolicy::Auto).warmed(100);
+    assert_eq!(bench.frame(&garbage), DROPPED);
+    assert_eq!(
+        bench.frame(&piece(&good[..40], 0, true)),
+        Err(PacketOutcome::Fragment)
+    );
+    assert_eq!(bench.frame(&piece(&good[40..], 5, false)), Ok(()));
+    // Where nothing is known about the interface, it is one more piece.
+    let mut bench = Bench::new(ChecksumPolicy::Auto);
+    assert_eq!(bench.frame(&garbage), Err(PacketOutcome::Fragment));
+    assert_eq!(bench.0.bad_checksums(), 1);
+}
+
+#[test]
+fn right_headers_of_pieces_are_no_evidence_for_the_sums_of_whole_frames() {
+    let mut bench = Bench::new(ChecksumPolicy::Auto);
+    for n in 0..1_000 {
+        let held = bench.frame(&piece(&[0; 8], 8 * n, true));
+        assert!(matches!(
+            held,
+            Err(PacketOutcome::Fragment | PacketOutcome::Duplicate)
+        ));
+    }
+    assert_eq!(bench.frame(&spoilt(v4_frame(b"x"))), Ok(()));
+}
+
 #[test]
 fn windows_are_capped_and_the_one_that_is_used_stays() {
     let mut checksums = Checksums::new(ChecksumPolicy::Auto);

@@ -30,6 +30,7 @@ fn v4_piece(id: u16, protocol: u8, (offset, data, more): &Piece) -> Vec<u8> {
     header.dont_fragment = false;
     header.more_fragments = *more;
     header.fragment_offset = IpFragOffset::try_new(offset / 8).unwrap();
+    header.header_checksum = header.calc_header_checksum();
     [&header.to_bytes()[..], data].concat()
 }
 
