@@ -18,7 +18,7 @@ use rebuilder::pipeline::PipelineOptions;
 use rebuilder::receive::udp::UdpOptions;
 use rebuilder::replay::{self, ReplayOptions};
 use rebuilder::run::{self, Incomplete, RequestSelection, RunOptions};
-use rebuilder::stream::{FlowScope, StreamOptions};
+use rebuilder::stream::{FlowScope, OverlapPolicy, StreamOptions};
 use rebuilder::telemetry::AdminOptions;
 use rebuilder::units::{parse_bytes, parse_duration};
 use tracing_subscriber::EnvFilter;
@@ -73,6 +73,8 @@ struct RunArgs {
     /// that overlap).
     #[arg(long, env = "REBUILDER_FLOW_SCOPE", value_enum, default_value_t = Scope::Global)]
     flow_scope: Scope,
+    #[command(flatten)]
+    overlap: OverlapArgs,
     /// How X-Forwarded-For is written: a line of its own, or appended to the last captured one.
     #[arg(long, env = "REBUILDER_XFF", value_enum, default_value_t = Xff::Line)]
     xff: Xff,
@@ -166,6 +168,22 @@ struct ClientArgs {
 }
 
 #[derive(Args)]
+struct OverlapArgs {
+    /// Which of two copies that disagree stays: the first, or the one that Linux keeps.
+    #[arg(long, env = "REBUILDER_OVERLAP", value_enum, default_value_t = Overlap::First)]
+    overlap: Overlap,
+}
+
+impl OverlapArgs {
+    fn policy(&self) -> OverlapPolicy {
+        match self.overlap {
+            Overlap::First => OverlapPolicy::First,
+            Overlap::Linux => OverlapPolicy::Linux,
+        }
+    }
+}
+
+#[derive(Args)]
 struct InspectArgs {
     /// The capture.
     file: PathBuf,
@@ -179,6 +197,8 @@ struct InspectArgs {
     frames: FrameArgs,
     #[command(flatten)]
     client: ClientArgs,
+    #[command(flatten)]
+    overlap: OverlapArgs,
 }
 
 #[derive(Args)]
@@ -203,6 +223,12 @@ struct ReplayArgs {
 enum Scope {
     Global,
     Vni,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Overlap {
+    First,
+    Linux,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -332,6 +358,7 @@ fn run(args: RunArgs) -> ExitCode {
                     Scope::Global => FlowScope::Global,
                     Scope::Vni => FlowScope::Vni,
                 },
+                overlap: args.overlap.policy(),
                 total_cap: share(args.held_bytes) / 2,
                 ..StreamOptions::default()
             },
@@ -378,11 +405,14 @@ fn inspect(args: InspectArgs) -> ExitCode {
     };
     let options = PipelineOptions {
         decode: args.frames.into(),
+        stream: StreamOptions {
+            overlap: args.overlap.policy(),
+            ..StreamOptions::default()
+        },
         http: HttpOptions {
             trust: args.client.trust,
             ..HttpOptions::default()
         },
-        ..PipelineOptions::default()
     };
     let mut out = BufWriter::new(io::stdout().lock());
     match inspect::run(&args.file, format, options, &mut out, complain) {

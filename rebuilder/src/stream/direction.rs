@@ -1,16 +1,18 @@
 //! One direction of one connection: a sequence space, what of it was delivered, and what waits.
 
-use std::time::Duration;
-
 use crate::decode::Seq;
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
 use super::budget::{Budget, Source};
-use super::held::{Held, PIECE_OVERHEAD, What};
+use super::held::{Held, What};
 use super::offset::{StreamOffset, advance, distance, len64};
 use super::table::Stats;
-use super::{Chunk, DirectionId, End, Endpoints, Interest, Sink, StreamOptions};
+use super::{Chunk, DirectionId, Endpoints, Interest, Sink, StreamOptions};
+
+mod caps;
+mod ending;
+mod holes;
 
 /// How far ahead a segment may lie in a direction whose bytes nobody wants: the largest window that TCP can scale to
 /// (RFC 7323 §2.3). Nothing is held there, so nothing speaks for less.
@@ -33,6 +35,8 @@ pub(super) struct Part<'a> {
     pub(super) payload: &'a [u8],
     pub(super) cut: u32,
     pub(super) fin: bool,
+    /// What the sender acknowledges.
+    pub(super) ack: Option<Seq>,
     pub(super) ts: Timestamp,
 }
 
@@ -93,6 +97,10 @@ pub(super) struct Direction {
     /// Where the FIN stands, and since when it is known.
     fin: Option<(StreamOffset, Timestamp)>,
     reset: Option<Timestamp>,
+    /// When the last segment came of which nothing was new.
+    repeated: Timestamp,
+    /// What the sender acknowledged last: where its peer's next segment, or its RST, stands.
+    ack_sent: Option<Seq>,
     opaque: Option<PacketOutcome>,
     /// Flow time of the last segment that took sequence space here.
     pub(super) last: Timestamp,
@@ -148,6 +156,8 @@ impl Direction {
             shed: None,
             fin: None,
             reset: None,
+            repeated: env.now,
+            ack_sent: None,
             opaque: None,
             last: env.now,
         }
@@ -232,7 +242,13 @@ impl Direction {
         sink: &mut impl Sink,
     ) -> PacketOutcome {
         self.last = env.now;
+        if let Some(ack) = part.ack {
+            self.note_sent_ack(ack);
+        }
         let outcome = self.place_payload(part, env, sink);
+        if outcome == PacketOutcome::Duplicate {
+            self.repeated = env.now;
+        }
         let end = self.place(part.seq).saturating_add_unsigned(part.len());
         if part.fin
             && let Ok(at) = u64::try_from(end)
@@ -381,20 +397,6 @@ impl Direction {
         self.emit(Chunk::Gap { len }, sink);
     }
 
-    /// Gives up a hole before `to` of which it is known that its bytes were shed.
-    fn skip_shed(&mut self, to: StreamOffset, env: &mut Env<'_>, sink: &mut impl Sink) {
-        let Some((from, end)) = self.shed else { return };
-        if self.is_waiting() {
-            return;
-        }
-        if from <= self.next && self.next < end && to > self.next {
-            self.give_up_until(to.min(end), env, sink);
-        }
-        if self.next >= end {
-            self.shed = None;
-        }
-    }
-
     /// Delivers all that follows on what was delivered.
     fn drain(&mut self, env: &mut Env<'_>, sink: &mut impl Sink) {
         loop {
@@ -426,121 +428,6 @@ impl Direction {
         self.settle(env);
     }
 
-    /// Tells the budget what is held now.
-    fn settle(&mut self, env: &mut Env<'_>) {
-        let cost = self.held.cost();
-        env.budget.change(self.source, self.charged, cost);
-        self.charged = cost;
-    }
-
-    /// Whether a segment at `from` is the farthest ahead and exceeds a cap: then it is refused without a copy.
-    fn has_no_room(&self, from: StreamOffset, len: usize, env: &Env<'_>) -> bool {
-        let cost = len.saturating_add(PIECE_OVERHEAD);
-        !self.is_waiting()
-            && from > self.next
-            && self.held.end().is_none_or(|end| from >= end)
-            && (self.held.cost().saturating_add(cost) > env.opts.flow_cap
-                || env.budget.exceeded(self.source, cost))
-    }
-
-    /// Sheds the farthest ahead until the caps hold again, or until no more is held than `before`. Gives the lowest
-    /// offset that was shed.
-    fn enforce_caps(
-        &mut self,
-        before: usize,
-        env: &mut Env<'_>,
-        sink: &mut impl Sink,
-    ) -> Option<StreamOffset> {
-        self.settle(env);
-        if !self.over_cap(before, env) {
-            return None;
-        }
-        if self.is_waiting() {
-            // Better an early start than lost bytes.
-            self.open_midstream(env, sink);
-        }
-        let mut lowest = None;
-        while self.over_cap(before, env) {
-            let Some((at, piece)) = self.held.pop_last() else {
-                break;
-            };
-            let len = match piece.what {
-                What::Bytes(bytes) => {
-                    let len = len64(bytes.data.len());
-                    env.stats.shed_bytes += len;
-                    len
-                }
-                What::Cut(len) => len,
-            };
-            self.note_shed(at, at + len);
-            lowest = Some(at);
-            self.settle(env);
-        }
-        lowest
-    }
-
-    fn over_cap(&self, before: usize, env: &Env<'_>) -> bool {
-        let cost = self.held.cost();
-        cost > before && (cost > env.opts.flow_cap || env.budget.exceeded(self.source, 0))
-    }
-
-    fn note_shed(&mut self, from: StreamOffset, to: StreamOffset) {
-        let (a, b) = self.shed.unwrap_or((from, to));
-        self.shed = Some((a.min(from), b.max(to)));
-    }
-
-    /// Takes a FIN that stands at `at`. One before bytes that were seen is not the sender's.
-    pub(super) fn note_fin(&mut self, at: StreamOffset, env: &Env<'_>) {
-        let known = self.fin.is_some_and(|(fin, _)| fin >= at);
-        if at >= self.high && !known && at.since(self.next) <= u64::from(env.opts.window) {
-            self.fin = Some((at, env.now));
-        }
-    }
-
-    /// A FIN without payload.
-    pub(super) fn note_bare_fin(&mut self, seq: Seq, env: &Env<'_>) {
-        if let Ok(at) = u64::try_from(self.place(seq)) {
-            self.last = env.now;
-            self.note_fin(StreamOffset(at), env);
-        }
-    }
-
-    /// Takes the sequence number of the sender's RST, or what the other side's RST acknowledges. It counts only
-    /// where a receiver would take it: at the end of what was sent (RFC 5961 §3.2).
-    pub(super) fn note_reset(&mut self, seq: Seq, now: Timestamp) -> bool {
-        let Ok(at) = u64::try_from(self.place(seq)) else {
-            return false;
-        };
-        let at = StreamOffset(at);
-        let behind_fin = self.fin.is_some_and(|(fin, _)| fin + 1 == at);
-        let counts = at == self.high || at == self.next || behind_fin;
-        if counts {
-            self.reset.get_or_insert(now);
-        }
-        counts
-    }
-
-    /// The other direction of the connection was reset, so this one is.
-    pub(super) fn end_by_peer(&mut self, now: Timestamp) {
-        self.reset.get_or_insert(now);
-    }
-
-    /// Takes an acknowledgement of the other side.
-    pub(super) fn note_ack(&mut self, ack: Seq, env: &Env<'_>) {
-        // In order and with nothing to wait for, acknowledgements tell nothing that will be asked.
-        if self.opaque.is_some() || self.reach(ack, 0, env.opts.window).is_none() {
-            return;
-        }
-        let Ok(at) = u64::try_from(self.place(ack)) else {
-            return;
-        };
-        let at = StreamOffset(at);
-        if self.acked.is_none_or(|(acked, _)| acked < at) {
-            self.acked = Some((at, env.now));
-            self.refresh_hole();
-        }
-    }
-
     /// Takes a SYN. `true` when it is this direction's own.
     pub(super) fn note_syn(&mut self, isn: Seq, env: &mut Env<'_>, sink: &mut impl Sink) -> bool {
         if let Some(own) = self.isn {
@@ -564,47 +451,6 @@ impl Direction {
             self.refresh_hole();
         }
         true
-    }
-
-    /// Notes whether there is a hole, and whether the other side has all of it.
-    fn refresh_hole(&mut self) {
-        let end = match self.held.first() {
-            Some((end, _)) if !self.is_waiting() => end,
-            _ => {
-                self.hole = None;
-                return;
-            }
-        };
-        let mut hole = self
-            .hole
-            .filter(|hole| hole.end == end)
-            .unwrap_or(Hole { end, acked: None });
-        if hole.acked.is_none() {
-            hole.acked = self
-                .acked
-                .filter(|(acked, _)| *acked >= end)
-                .map(|(_, at)| at);
-        }
-        self.hole = Some(hole);
-    }
-
-    /// When the hole becomes a gap.
-    fn hole_due(&self, opts: &StreamOptions) -> Option<Timestamp> {
-        let hole = self.hole?;
-        // A byte that is exactly as late as the setting allows still fills its hole.
-        let by_age = self.held.first()?.1 + opts.gap_after + Duration::from_nanos(1);
-        let by_ack = hole.acked.map(|at| at + opts.acked_gap_after);
-        Some(by_ack.map_or(by_age, |by_ack| by_ack.min(by_age)))
-    }
-
-    fn end_due(&self, opts: &StreamOptions) -> Option<Timestamp> {
-        let since = self
-            .fin
-            .map(|(_, at)| at)
-            .into_iter()
-            .chain(self.reset)
-            .min()?;
-        Some(since + opts.linger.max(opts.gap_after))
     }
 
     /// When time alone changes something here; `None` when it does not.
@@ -636,26 +482,6 @@ impl Direction {
             self.refresh_hole();
         }
         self.end_due(env.opts).is_some_and(|due| due <= env.now)
-    }
-
-    /// Delivers what is held, tells every hole as a gap, and closes. `end` is the reason unless the direction has
-    /// one of its own.
-    pub(super) fn close(mut self, end: End, env: &mut Env<'_>, sink: &mut impl Sink) {
-        if self.is_waiting() {
-            self.open_midstream(env, sink);
-        }
-        while let Some((at, _)) = self.held.first() {
-            self.give_up_until(at, env, sink);
-            self.drain(env, sink);
-        }
-        let known_end = self.fin.map_or(self.high, |(fin, _)| fin.max(self.high));
-        self.give_up_until(known_end, env, sink);
-        let end = match (self.fin, self.reset) {
-            (Some(_), _) => End::Fin,
-            (None, Some(_)) => End::Reset,
-            (None, None) => end,
-        };
-        sink.chunk(self.id, &self.ends, Chunk::Closed(end));
     }
 
     /// Panics where an invariant does not hold.

@@ -131,6 +131,15 @@ impl Half {
         }
     }
 
+    /// Takes the acknowledgement of a segment without payload at `seq`.
+    pub(super) fn note_bare_ack(&mut self, seq: Seq, ack: Seq, opts: &StreamOptions) {
+        for generation in &mut self.generations {
+            if generation.reach(seq, 0, opts.window).is_some() {
+                generation.note_sent_ack(ack);
+            }
+        }
+    }
+
     /// Notes a segment outside all windows. `true` when enough came in a row to believe that the stream went on there.
     pub(super) fn note_stray(&mut self, seq: Seq, end: Seq) -> bool {
         let count = match self.stray {

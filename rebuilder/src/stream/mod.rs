@@ -175,9 +175,11 @@ pub struct StreamOptions {
     pub acked_gap_after: Duration,
     /// How long a direction whose SYN was not seen waits for earlier bytes. Default: 50 ms.
     pub midstream_wait: Duration,
-    /// A flow without packets for this long is flushed and closed. Default: 120 s.
+    /// A flow without packets for this long is flushed and closed; what comes later is joined midway, and whom a PROXY
+    /// header named is forgotten. Default: 10 min, as load balancers keep connections that long.
     pub idle: Duration,
-    /// How long after its FIN or RST a direction is closed; late copies are recognised until then. Default: 2 s.
+    /// How long after its FIN or RST a direction is closed; late copies are recognised until then, and while they go
+    /// on coming, three times as long as they have. Default: 2 s.
     pub linger: Duration,
     /// Bytes that one direction may hold ahead of a hole, bookkeeping included. Default: 4 MiB.
     pub flow_cap: usize,
@@ -202,7 +204,7 @@ impl Default for StreamOptions {
             gap_after: Duration::from_secs(1),
             acked_gap_after: Duration::from_millis(100),
             midstream_wait: Duration::from_millis(50),
-            idle: Duration::from_secs(120),
+            idle: Duration::from_secs(600),
             linger: Duration::from_secs(2),
             flow_cap: 4 << 20,
             total_cap: 256 << 20,

@@ -156,6 +156,9 @@ impl Streams {
             for generation in &mut flow.other(side).generations {
                 generation.note_ack(seg.ack, &env);
             }
+            if seg.payload.is_empty() {
+                flow.half(side).note_bare_ack(seg.seq, seg.ack, env.opts);
+            }
         }
         if let Some(tag) = tag {
             let mut own = false;
@@ -204,6 +207,7 @@ impl Streams {
             payload: seg.payload,
             cut: seg.cut,
             fin: seg.flags.contains(TcpFlags::FIN),
+            ack: seg.flags.contains(TcpFlags::ACK).then_some(seg.ack),
             ts: seg.ts,
         };
         let Some((flow, env)) = self.parts(slot) else {
@@ -611,18 +615,24 @@ impl Streams {
     }
 }
 
-/// A RST ends its own direction, and the other one where it acknowledges what that one sent.
+/// A RST ends its own direction where it stands at the end of what was sent, and the other one where it acknowledges
+/// all that that one sent, or comes from where that one expects its peer to go on.
 fn reset(flow: &mut Flow, seg: &Segment<'_>, side: Side, now: Timestamp) {
     let half = flow.half(side);
     let mut counts = false;
     for generation in &mut half.generations {
         counts |= generation.note_reset(seg.seq, now);
     }
-    let alone = flow.other(side).generations.len() == 1;
-    for generation in &mut flow.other(side).generations {
+    let other = flow.other(side);
+    let alone = other.generations.len() == 1;
+    for generation in &mut other.generations {
+        let genuine = generation.expects_peer_at(seg.seq);
         if seg.flags.contains(TcpFlags::ACK) {
-            generation.note_reset(seg.ack, now);
-        } else if counts && alone {
+            let all = generation.note_reset(seg.ack, now);
+            if !all && (genuine || (counts && alone)) {
+                generation.note_reset_by_peer(seg.ack, now);
+            }
+        } else if genuine || (counts && alone) {
             generation.end_by_peer(now);
         }
     }
