@@ -36,11 +36,6 @@ impl<'a> Input<'a> {
         self.0.bytes(n.min(self.0.len())).unwrap_or_default()
     }
 
-    /// All that is left.
-    pub(crate) fn rest(&mut self) -> &'a [u8] {
-        self.bytes(usize::MAX)
-    }
-
     /// A length that is mostly small and sometimes large, at most `most`.
     pub(crate) fn len(&mut self, most: usize) -> usize {
         let n = match self.get::<u8>() {

@@ -6,15 +6,19 @@
 
 mod bytemap;
 mod forwarded;
+mod fragments;
 mod frame;
 mod http;
 mod input;
+mod pipeline;
 mod requests;
 mod stream;
 mod wire;
 
+pub use fragments::fragments;
 pub use frame::{frame, vxlan};
 pub use http::{http, http_built};
+pub use pipeline::pipeline;
 pub use stream::stream;
 
 /// A target: its name is that of its binary and of its folders in `seeds/` and `crashers/`.
@@ -22,9 +26,11 @@ pub type Target = fn(&[u8]);
 
 /// Every target by its name.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("fragments", fragments),
     ("frame", frame),
     ("http", http),
     ("http_built", http_built),
+    ("pipeline", pipeline),
     ("stream", stream),
     ("vxlan", vxlan),
 ];

@@ -1,0 +1,262 @@
+//! Packets in pieces, against a map with one cell a byte.
+
+use rebuilder::decode::{DecodeOptions, Decoder, MAX_FRAGMENT_BYTES};
+use rebuilder::receive::{Frame, LinkType};
+use rebuilder::time::Timestamp;
+
+use crate::bytemap::ByteMap;
+use crate::frame::DECODE_OUTCOMES;
+use crate::input::Input;
+use crate::wire::{self, Ends, Piece, Tcp};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// A packet that is sent in pieces.
+struct Packet {
+    ends: Ends,
+    protocol: u8,
+    id: u32,
+    /// What IP carries: TCP, or VXLAN around TCP.
+    bytes: Vec<u8>,
+    /// Where the TCP payload begins in it.
+    payload_at: usize,
+    seq: u32,
+    /// Of the pieces that were sent since it was whole last, which values each byte had.
+    sent: ByteMap,
+    /// No piece was cut, changed or put in a wrong place.
+    honest: bool,
+    last_sent: bool,
+}
+
+impl Packet {
+    fn new(input: &mut Input<'_>, n: u8) -> Self {
+        let ends = if n & 1 == 0 {
+            Ends::v4(n, 9)
+        } else {
+            Ends::v6(n, 9)
+        };
+        let size = match input.below(8) {
+            7 => 60_000,
+            6 => 9_000,
+            _ => 40 + usize::from(input.get::<u8>()) * 8,
+        } + usize::from(input.below(8));
+        let seq = 1000 + u32::from(n);
+        let header = Tcp {
+            ports: (4000 + u16::from(n), 80),
+            seq,
+            ack: 7,
+            flags: wire::ACK,
+            options: 0,
+        };
+        let payload: Vec<u8> = (0..size).map(|i| content(i, n)).collect();
+        let segment = wire::tcp(ends, &header, &payload);
+        let (protocol, bytes, payload_at) = if n < 2 {
+            (wire::TCP, segment, 20)
+        } else {
+            let inner = Ends::v4(n, 8);
+            let packet = wire::ip(inner, wire::TCP, None, &wire::tcp(inner, &header, &payload));
+            let frame = wire::ethernet(&[], wire::IPV4, &packet);
+            let datagram = wire::udp(4789, &wire::vxlan(u32::from(n), &frame));
+            (wire::UDP, datagram, 8 + 8 + 14 + 20 + 20)
+        };
+        Self {
+            ends,
+            protocol,
+            id: input.get::<u16>().into(),
+            bytes,
+            payload_at,
+            seq,
+            sent: ByteMap::default(),
+            honest: true,
+            last_sent: false,
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.last_sent && self.sent.len() == self.bytes.len()
+    }
+
+    fn forget(&mut self) {
+        self.sent = ByteMap::default();
+        self.honest = true;
+        self.last_sent = false;
+    }
+}
+
+fn content(i: usize, n: u8) -> u8 {
+    let [low, high, ..] = i.to_le_bytes();
+    low.wrapping_mul(31) ^ high ^ n
+}
+
+/// A script of pieces of four packets (TCP and VXLAN around it, IPv4 and IPv6) in any order, doubled, overlapping,
+/// cut, with other bytes, lying about where they stand, never complete.
+///
+/// Asserts: the store stays within its cap and its invariants hold; a packet that becomes whole consists of bytes that
+/// its pieces had at those places; where all pieces were honest it is the packet that was sent, and it becomes whole
+/// with exactly that piece that completes it.
+pub fn fragments(data: &[u8]) {
+    let mut input = Input::new(data);
+    let calm = input.get::<bool>();
+    let mut packets: Vec<Packet> = (0..4).map(|n| Packet::new(&mut input, n)).collect();
+    let mut decoder = Decoder::new(DecodeOptions::default());
+    let mut now = 1_000 * SECOND;
+    // Older packets may have been given up: then a whole one need not come out.
+    let mut crowded = !calm;
+    let mut flooded = false;
+    let mut left = 200;
+    while !input.is_empty() && left > 0 {
+        left -= 1;
+        let kind = input.get::<u8>();
+        if !calm && kind < 8 {
+            now += u64::from(input.pick(&[1u8, 29, 30, 31, 60])) * SECOND;
+            continue;
+        }
+        if !calm && kind == 8 {
+            now -= 5 * SECOND;
+            continue;
+        }
+        if !calm && kind == 9 {
+            // It takes as long as all the others together.
+            if !std::mem::replace(&mut flooded, true) {
+                flood(&mut decoder, now);
+            }
+            continue;
+        }
+        let n = usize::from(kind & 3);
+        crowded |= !piece(
+            &mut input,
+            &mut decoder,
+            &mut packets[n],
+            now,
+            calm,
+            crowded,
+        );
+        assert!(decoder.fragment_bytes() <= MAX_FRAGMENT_BYTES);
+    }
+}
+
+/// Sends one piece. `false` when it was not an honest one.
+fn piece(
+    input: &mut Input<'_>,
+    decoder: &mut Decoder,
+    packet: &mut Packet,
+    now: u64,
+    calm: bool,
+    crowded: bool,
+) -> bool {
+    let size = packet.bytes.len();
+    let units = size / 8;
+    let offset = usize::from(input.get::<u16>()) % (units + 1) * 8;
+    let len = match input.below(4) {
+        0 => size,
+        1 => 8 * (1 + usize::from(input.get::<u8>())),
+        _ => 1480,
+    };
+    let end = (offset + len).min(size);
+    let mut piece = Piece {
+        id: packet.id,
+        offset,
+        more: end < size,
+    };
+    let mut bytes = packet.bytes[offset..end].to_vec();
+    let fate = if calm { 0 } else { input.below(12) };
+    let mut variant = 0;
+    match fate {
+        // Another sender's bytes.
+        1 => {
+            variant = 1 + input.below(3);
+            bytes.iter_mut().for_each(|b| *b ^= variant);
+        }
+        // It lies.
+        2 => piece.more = !piece.more,
+        3 => piece.offset = usize::from(input.get::<u16>()) & 0xfff8,
+        _ => {}
+    }
+    let mut frame = wire::ip(packet.ends, packet.protocol, Some(piece), &bytes);
+    if fate == 4 {
+        let cut = usize::from(input.get::<u8>()).min(bytes.len());
+        frame.truncate(frame.len() - cut);
+        bytes.truncate(bytes.len() - cut);
+        packet.honest = false;
+    }
+    let honest = fate == 0 || fate > 4;
+    packet.honest &= honest;
+    for (i, _) in (0..).zip(&bytes) {
+        let at = u32::try_from(piece.offset)
+            .unwrap_or(u32::MAX)
+            .saturating_add(i);
+        packet
+            .sent
+            .note(at, value_at(packet, at, bytes[i as usize], variant));
+    }
+    packet.last_sent |= !piece.more;
+    let whole_packet = offset == 0 && end == size && honest;
+
+    let frame = Frame {
+        ts: Timestamp(now),
+        link: LinkType::Raw,
+        data: &frame,
+    };
+    match decoder.decode(&frame) {
+        Ok(segment) => {
+            assert_eq!(segment.ts, Timestamp(now));
+            let header: bool = (0..packet.payload_at)
+                .all(|at| u32::try_from(at).is_ok_and(|at| packet.sent.seen(at) == 1));
+            if header {
+                assert_eq!(segment.seq.0, packet.seq);
+                assert_eq!(segment.dst.port(), 80);
+                let place = u32::try_from(packet.payload_at).unwrap_or(0);
+                for (at, byte) in (place..).zip(segment.payload) {
+                    let sent = packet.sent.seen(at);
+                    let original = packet.bytes.get(at as usize).copied().unwrap_or(0);
+                    let matches = |v: u8| sent & 1 << v != 0 && (v == 4 || original ^ v == *byte);
+                    assert!((0..5).any(matches), "byte {at} was not sent there");
+                }
+            }
+            if packet.honest {
+                assert_eq!(segment.payload, &packet.bytes[packet.payload_at..]);
+                assert_eq!(segment.cut, 0);
+                assert!(whole_packet || packet.is_whole(), "whole before it was");
+            }
+            if !whole_packet || packet.is_whole() {
+                packet.forget();
+            }
+        }
+        Err(outcome) => {
+            assert!(DECODE_OUTCOMES.contains(&outcome.label()), "{outcome}");
+            assert!(
+                crowded || !packet.honest || !packet.is_whole(),
+                "all of it was sent, and it is not whole"
+            );
+        }
+    }
+    honest
+}
+
+/// Which of the values that a byte can have this is: the packet's own changed by `variant`, or (number 4) anything.
+fn value_at(packet: &Packet, at: u32, byte: u8, variant: u8) -> u8 {
+    match packet.bytes.get(at as usize) {
+        Some(original) if original ^ variant == byte => variant,
+        _ => 4,
+    }
+}
+
+/// More than the store may hold, in packets that are never whole.
+fn flood(decoder: &mut Decoder, now: u64) {
+    let bytes = vec![0; 32_000];
+    for id in 0..150 {
+        let piece = Piece {
+            id,
+            offset: 0,
+            more: true,
+        };
+        let packet = wire::ip(Ends::v4(200, 9), wire::TCP, Some(piece), &bytes);
+        let frame = Frame {
+            ts: Timestamp(now),
+            link: LinkType::Ipv4,
+            data: &packet,
+        };
+        assert!(decoder.decode(&frame).is_err());
+        assert!(decoder.fragment_bytes() <= MAX_FRAGMENT_BYTES);
+    }
+}
