@@ -28,7 +28,8 @@ pub(crate) enum Network<'a> {
     V6(&'a [u8]),
 }
 
-/// Takes the link header off. [`LinkType::Vxlan`] is no link header and is not for this function.
+/// Takes the link header off. [`LinkType::Vxlan`] and
+/// [`LinkType::Geneve`] are tunnels and not for this function.
 pub(crate) fn network(link: LinkType, data: &[u8]) -> Result<Network<'_>, PacketOutcome> {
     match link {
         LinkType::Ethernet => {
@@ -62,7 +63,7 @@ pub(crate) fn network(link: LinkType, data: &[u8]) -> Result<Network<'_>, Packet
             let ([hi, lo, ..], rest) = split::<20>(data).ok_or(PacketOutcome::BadLink)?;
             by_sll_protocol(u16::from_be_bytes([*hi, *lo]), rest)
         }
-        LinkType::Vxlan | LinkType::Other(_) => Err(PacketOutcome::LinkType),
+        LinkType::Vxlan | LinkType::Geneve | LinkType::Other(_) => Err(PacketOutcome::LinkType),
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! Frame ─▶ link ─▶ ip ─┬─▶ tcp ─▶ Segment
-//!            ▲         └─▶ vxlan ─┐
-//!            └────────────────────┘
+//!            ▲         └─▶ tunnel (VXLAN, GENEVE) ─┐
+//!            └─────────────────────────────────────┘
 //! ```
 //!
 //! The pieces of a fragmented IP packet are put together again (`fragments.rs`): each but the completing one ends in
@@ -13,15 +13,17 @@
 //! wire would carry: a frame cut behind its headers is *cut*, not bad; IP lengths of zero mean "the rest"; a wrong
 //! checksum counts against a frame only where they are usually right (`checksum.rs`), since a mirror copies frames
 //! before the card fills it in.
-//! Tunnels other than VXLAN (GRE, IP in IP, GENEVE, ...) are not opened: their packets end in `not_tcp`.
+//! Other tunnels (GRE, IP in IP, ...) are not opened: their packets end in `not_tcp`.
 //!
 //! No input panics.
 
 mod checksum;
 mod fragments;
+mod geneve;
 mod ip;
 mod link;
 mod tcp;
+mod tunnel;
 mod vxlan;
 
 use std::net::SocketAddr;
@@ -34,8 +36,9 @@ use crate::time::Timestamp;
 pub use checksum::{ChecksumPolicy, MAX_CHECKSUM_WINDOWS};
 pub use fragments::{FRAGMENT_TIMEOUT, MAX_FRAGMENT_BYTES};
 pub(crate) use link::{Network, network as network_layer};
-pub use vxlan::MAX_VXLAN_DEPTH;
-pub(crate) use vxlan::{header as vxlan_header, outermost as outermost_vxlan};
+pub use tunnel::MAX_TUNNEL_DEPTH;
+pub(crate) use tunnel::outermost_vxlan;
+pub(crate) use vxlan::header as vxlan_header;
 
 /// A VXLAN network identifier, 24 bits (RFC 7348 §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -130,7 +133,7 @@ impl Decoder {
         self.checksums.taken()
     }
 
-    /// The TCP segment in `frame`; where the frame is VXLAN-wrapped, the one in the innermost Ethernet frame.
+    /// The TCP segment in `frame`; where the frame is wrapped in tunnels, the one in the innermost packet.
     ///
     /// # Errors
     /// The outcome in which the packet ends here: any of `not_tcp`, `not_ip`, `fragment`, `link_type`,
@@ -145,17 +148,21 @@ impl Decoder {
         let mut vni = None;
         let mut link = frame.link;
         let mut data = frame.data;
-        if link == LinkType::Vxlan {
-            let (outermost, inner) = vxlan::open(data)?;
-            vni = Some(outermost);
-            link = LinkType::Ethernet;
-            data = inner;
-            options.admit(vni)?;
-        }
-        let mut depth = usize::from(vni.is_some());
-        // The frame that the mirrored interface sent or got: of the outermost VXLAN header, or bare.
+        // The frame that the mirrored interface sent or got: the one in the outermost VXLAN header, or the bare one.
         let mut mirrored = (link, data);
+        let mut depth = 0;
+        let mut tunnel = tunnel::open(link, data);
         loop {
+            if let Some(opened) = tunnel.take() {
+                let inner = opened?;
+                (link, data) = (inner.link, inner.data);
+                depth += 1;
+                if vni.is_none() && inner.vni.is_some() {
+                    vni = inner.vni;
+                    mirrored = (link, data);
+                    options.admit(vni)?;
+                }
+            }
             let packet = match link::network(link, data).and_then(ip::open) {
                 Ok(ip::Opened::Whole(packet)) => packet,
                 Ok(ip::Opened::Fragment(piece)) => {
@@ -175,22 +182,11 @@ impl Decoder {
                 }
                 Err(outcome) => return Err(outcome),
             };
-            if packet.protocol == ip::UDP
-                && depth < MAX_VXLAN_DEPTH
-                && let Some(payload) = vxlan::payload(packet.payload)
-            {
-                let (id, inner) = vxlan::open(payload?)?;
-                if vni.is_none() {
-                    vni = Some(id);
-                    options.admit(vni)?;
+            if packet.protocol == ip::UDP && depth < MAX_TUNNEL_DEPTH {
+                tunnel = tunnel::within(packet.payload);
+                if tunnel.is_some() {
+                    continue;
                 }
-                link = LinkType::Ethernet;
-                data = inner;
-                if depth == 0 {
-                    mirrored = (link, data);
-                }
-                depth += 1;
-                continue;
             }
             options.admit(vni)?;
             if packet.protocol != ip::TCP {

@@ -2,6 +2,7 @@ mod agreement;
 mod checksum;
 mod corpus;
 mod fragments;
+mod lax;
 mod outcomes;
 
 use etherparse::PacketBuilder;

@@ -25,6 +25,8 @@ pub enum LinkType {
     LinuxSll2,
     /// Not of the registry: the payload of a datagram to the VXLAN port, as a UDP socket gives it.
     Vxlan,
+    /// Not of the registry: the payload of a datagram to the GENEVE port, as a UDP socket gives it.
+    Geneve,
     /// Any other number; such frames end in `link_type`.
     Other(u32),
 }

@@ -30,6 +30,17 @@ const BATCH: usize = 64;
 /// Room for the control messages of a datagram, in bytes: one of 16 for the time, in a frame of 16.
 const CONTROL: usize = 64;
 
+/// Where a Gateway Load Balancer sends (RFC 8926 §3.3): datagrams to this port are GENEVE, those to any other VXLAN.
+const GENEVE_PORT: u16 = 6081;
+
+/// What datagrams to `port` begin with.
+fn link_type(port: u16) -> LinkType {
+    match port {
+        GENEVE_PORT => LinkType::Geneve,
+        _ => LinkType::Vxlan,
+    }
+}
+
 /// How a receiver is set up.
 #[derive(Clone, Copy, Debug)]
 pub struct UdpOptions {
@@ -298,6 +309,7 @@ impl UdpReceiver {
         mut f: impl FnMut(Frame<'_>),
     ) -> io::Result<Drained> {
         let mut datagrams = 0;
+        let link = link_type(self.addr.port());
         while datagrams < budget {
             let want = BATCH.min(budget - datagrams);
             let got = self.receive(want)?;
@@ -305,7 +317,7 @@ impl UdpReceiver {
             for (buffer, arrived) in buffers.zip(&self.arrived).take(got) {
                 f(Frame {
                     ts: arrived.ts.unwrap_or(now),
-                    link: LinkType::Vxlan,
+                    link,
                     data: buffer.get(..arrived.len).unwrap_or(buffer),
                 });
             }

@@ -91,7 +91,7 @@ outcomes! {
         PortExcluded => "port_excluded",
         /// Its TCP or IPv4 checksum is wrong, and `--checksum` says to drop it.
         BadChecksum => "bad_checksum",
-        /// A frame that ends inside or lies about its VXLAN header.
+        /// A frame that ends inside or lies about its VXLAN or GENEVE header.
         BadVxlan => "bad_vxlan",
         /// A frame that ends inside its Ethernet, VLAN or other link header.
         BadLink => "bad_link",

@@ -64,7 +64,7 @@ pub(crate) fn network(link: LinkType, data: &[u8]) -> Option<(usize, bool)> {
         LinkType::LinuxSll2 => (0, 20),
         LinkType::Null => return by_nibble(data, 4),
         LinkType::Raw | LinkType::Ipv4 | LinkType::Ipv6 => return by_nibble(data, 0),
-        LinkType::Vxlan | LinkType::Other(_) => return None,
+        LinkType::Vxlan | LinkType::Geneve | LinkType::Other(_) => return None,
     };
     while matches!(u16_at(data, ethertype_at)?, 0x8100 | 0x88a8) {
         ethertype_at = at + 2;

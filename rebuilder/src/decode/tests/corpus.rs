@@ -8,7 +8,7 @@ use crate::decode::{DecodeOptions, Decoder};
 use crate::receive::capture::{CaptureError, CaptureReader};
 use crate::telemetry::PacketOutcome;
 
-fn captures() -> Option<Vec<PathBuf>> {
+pub(super) fn captures() -> Option<Vec<PathBuf>> {
     let shared = std::env::var_os("MIRRORFLEET_SHARED").map_or_else(
         || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared")),
         PathBuf::from,
@@ -101,4 +101,20 @@ fn the_real_aws_session_gives_its_hundred_packets_and_the_segments_that_tshark_s
     assert_eq!(outcomes["segment"], tcp.lines().count() as u64);
     assert_eq!(outcomes.len(), 2);
     assert_eq!(outcomes["not_tcp"], 100 - outcomes["segment"]);
+}
+
+#[test]
+fn a_geneve_capture_gives_the_segments_that_tshark_sees() {
+    let Some(files) = captures() else { return };
+    for name in ["geneve-47101.pcap", "geneve-inner-tcp-bad-checksum.pcap"] {
+        let ends = |file: &&PathBuf| file.to_str().is_some_and(|path| path.ends_with(name));
+        let file = files.iter().find(ends).unwrap();
+        let (_, outcomes, _) = decode(file);
+        let file = std::slice::from_ref(file);
+        let Some(tcp) = tool("tshark", &["-Y", "geneve && tcp", "-r"], file) else {
+            return;
+        };
+        assert!(tcp.lines().count() > 0);
+        assert_eq!(outcomes["segment"], tcp.lines().count() as u64);
+    }
 }

@@ -360,11 +360,11 @@ fn vxlan_is_taken_off_whatever_its_reserved_bits_hold() {
 #[test]
 fn the_identifier_is_the_outermost_and_nesting_has_a_cap() {
     let mut frame = v4_frame(b"x");
-    for depth in 1..=MAX_VXLAN_DEPTH + 1 {
+    for depth in 1..=MAX_TUNNEL_DEPTH + 1 {
         let vni = u32::try_from(depth).unwrap();
         let wrapped = vxlan(vni, &frame);
         frame = datagram(4789, &wrapped);
-        let expected = if depth <= MAX_VXLAN_DEPTH {
+        let expected = if depth <= MAX_TUNNEL_DEPTH {
             Ok(within(vni, v4(b"x")))
         } else {
             Err(PacketOutcome::NotTcp)
@@ -413,6 +413,156 @@ fn a_pod_overlay_inside_a_mirrored_packet_is_opened_and_keeps_the_mirrors_identi
     let mirrored = vxlan(4_789, &datagram(8472, &pod));
     let expected = Ok(within(4_789, v4(b"GET / HTTP/1.1")));
     assert_eq!(decode_as(LinkType::Vxlan, &mirrored), expected);
+}
+
+/// A GENEVE header with these options before `inner` (RFC 8926 §3.4): version and length, flags, protocol, VNI.
+fn geneve(protocol: u16, options: &[u8], inner: &[u8]) -> Vec<u8> {
+    let words = u8::try_from(options.len() / 4).unwrap();
+    let [p0, p1] = protocol.to_be_bytes();
+    let header = [words, 0, p0, p1, 0xaa, 0xbb, 0xcc, 0];
+    [&header, options, inner].concat()
+}
+
+/// What a Gateway Load Balancer writes: class 0x0108; endpoint, attachment and flow cookie, 8, 8 and 4 bytes.
+fn gateway_options() -> Vec<u8> {
+    let option = |kind: u8, len: u8| {
+        let header = [0x01, 0x08, kind, len / 4];
+        [&header[..], &vec![kind; usize::from(len)]].concat()
+    };
+    [option(1, 8), option(2, 8), option(3, 4)].concat()
+}
+
+#[test]
+fn geneve_is_taken_off_around_ethernet_and_around_ip() {
+    let (frame4, frame6) = (v4_frame(b"x"), v6_frame(b"x"));
+    let cases = [
+        (0x6558, &frame4[..], v4(b"x")),
+        (0x6558, &frame6[..], v6(b"x")),
+        (0x0800, &frame4[14..], v4(b"x")),
+        (0x86dd, &frame6[14..], v6(b"x")),
+    ];
+    for (protocol, inner, expected) in cases {
+        for options in [0, 4, 63 * 4] {
+            let wrapped = geneve(protocol, &vec![0x80; options], inner);
+            // Its identifier is no VXLAN's.
+            assert_eq!(decode(&datagram(6081, &wrapped)).as_ref(), Ok(&expected));
+            let socket = decode_as(LinkType::Geneve, &wrapped);
+            assert_eq!(socket.as_ref(), Ok(&expected));
+        }
+    }
+    // The C bit and the reserved ones say nothing about the packet.
+    let odd = patch(geneve(0x0800, b"", &frame4[14..]), 1, &[0x7f]);
+    assert_eq!(decode(&datagram(6081, &odd)), Ok(v4(b"x")));
+}
+
+#[test]
+fn geneve_that_carries_no_packet_is_udp() {
+    let whole = geneve(0x0800, b"", &v4_frame(b"x")[14..]);
+    // Another version; a control message; MPLS, and TEB's neighbour.
+    for (at, bytes) in [
+        (0, &[0x40][..]),
+        (1, &[0x80]),
+        (2, &[0x88, 0x47]),
+        (2, &[0x65, 0x59]),
+    ] {
+        let odd = patch(whole.clone(), at, bytes);
+        let not_tcp = Err(PacketOutcome::NotTcp);
+        assert_eq!(decode(&datagram(6081, &odd)), not_tcp);
+        assert_eq!(decode_as(LinkType::Geneve, &odd), not_tcp);
+    }
+}
+
+#[test]
+fn a_geneve_header_that_ends_early_is_bad() {
+    let wrapped = geneve(0x0800, &[0; 8], &v4_frame(b"x")[14..]);
+    for len in 0..16 {
+        let bad = Err(PacketOutcome::BadVxlan);
+        assert_eq!(decode(&datagram(6081, &wrapped[..len])), bad, "{len}");
+        assert_eq!(decode_as(LinkType::Geneve, &wrapped[..len]), bad);
+    }
+    let outcome = decode(&datagram(6081, &wrapped[..16]));
+    assert_eq!(outcome, Err(PacketOutcome::BadIp));
+}
+
+#[test]
+fn behind_a_gateway_load_balancer_the_identifier_is_that_of_the_vxlan_in_geneve() {
+    let mirrored = datagram(4789, &vxlan(4_711, &v4_frame(b"GET / HTTP/1.1")));
+    let wrapped = geneve(0x0800, &gateway_options(), &mirrored[14..]);
+    let expected = within(4_711, v4(b"GET / HTTP/1.1"));
+    assert_eq!(
+        decode_as(LinkType::Geneve, &wrapped).as_ref(),
+        Ok(&expected)
+    );
+    assert_eq!(decode(&datagram(6081, &wrapped)).as_ref(), Ok(&expected));
+    let with = |vni| decode_with(&[vni], LinkType::Geneve, &wrapped);
+    assert_eq!(with(4_711).as_ref(), Ok(&expected));
+    // 0xaabbcc is GENEVE's own.
+    assert_eq!(with(0x00aa_bbcc), Err(PacketOutcome::VniExcluded));
+    // An overlay's packet inside the mirrored one is the third and last tunnel.
+    let node = |pod: &[u8]| datagram(8472, &vxlan(1, pod));
+    let gateway = |frame: &[u8]| {
+        let mirrored = datagram(4789, &vxlan(7, frame));
+        geneve(0x0800, &gateway_options(), &mirrored[14..])
+    };
+    let third = gateway(&node(&v4_frame(b"x")));
+    assert_eq!(decode_as(LinkType::Geneve, &third), Ok(within(7, v4(b"x"))));
+    let fourth = gateway(&node(&node(&v4_frame(b"x"))));
+    let outcome = decode_as(LinkType::Geneve, &fourth);
+    assert_eq!(outcome, Err(PacketOutcome::NotTcp));
+}
+
+#[test]
+fn what_replay_sends_on_is_the_vxlan_within_geneve() {
+    let payload = vxlan(7, &v4_frame(b"x"));
+    let mirrored = datagram(4789, &payload);
+    let gateway = datagram(6081, &geneve(0x0800, &gateway_options(), &mirrored[14..]));
+    let pod = datagram(6081, &geneve(0x6558, b"", &v4_frame(b"x")));
+    let ts = Timestamp(1);
+    let link = LinkType::Ethernet;
+    let outermost = |data| outermost_vxlan(&Frame { ts, link, data });
+    assert_eq!(outermost(&mirrored), Some(&payload[..]));
+    assert_eq!(outermost(&gateway), Some(&payload[..]));
+    assert_eq!(outermost(&pod), None);
+    assert_eq!(outermost(&v4_frame(b"x")), None);
+}
+
+#[test]
+fn named_ports_exclude_connections_that_have_none_of_them() {
+    let with = |ports: &[std::ops::RangeInclusive<u16>], frame: &[u8]| {
+        let mut decoder = Decoder::new(DecodeOptions {
+            ports: ports.to_vec(),
+            ..DecodeOptions::default()
+        });
+        let (ts, link) = (Timestamp(1), LinkType::Ethernet);
+        decoder
+            .decode(&Frame {
+                ts,
+                link,
+                data: frame,
+            })
+            .map(|_| ())
+    };
+    let excluded = Err(PacketOutcome::PortExcluded);
+    // From 1234 to 80: either side counts.
+    let frame = v4_frame(b"x");
+    for ports in [
+        &[][..],
+        &[80..=80],
+        &[1234..=1234],
+        &[8080..=8090, 79..=81],
+        &[1..=65_535],
+    ] {
+        assert_eq!(with(ports, &frame), Ok(()), "{ports:?}");
+    }
+    for ports in [&[81..=1233][..], &[79..=79, 81..=81, 1235..=1235]] {
+        assert_eq!(with(ports, &frame), excluded, "{ports:?}");
+    }
+    // The inner connection's, not the tunnel's; and what has no port is what it is.
+    let wrapped = datagram(4789, &vxlan(1, &frame));
+    assert_eq!(with(&[80..=80], &wrapped), Ok(()));
+    assert_eq!(with(&[4789..=4789], &wrapped), excluded);
+    let udp = datagram(53, b"");
+    assert_eq!(with(&[80..=80], &udp), Err(PacketOutcome::NotTcp));
 }
 
 #[test]

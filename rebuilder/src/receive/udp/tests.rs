@@ -56,6 +56,14 @@ fn datagrams_come_in_order_as_vxlan_frames_with_the_time_of_their_arrival() {
 }
 
 #[test]
+fn the_port_of_geneve_takes_geneve_and_every_other_one_vxlan() {
+    assert_eq!(link_type(6081), LinkType::Geneve);
+    for port in [4789, 8472, 1, 65_535] {
+        assert_eq!(link_type(port), LinkType::Vxlan);
+    }
+}
+
+#[test]
 fn a_drain_stops_at_its_budget_and_says_that_more_may_wait() {
     let mut receiver = bind_group(LOOPBACK, 1, &UdpOptions::default())
         .unwrap()
