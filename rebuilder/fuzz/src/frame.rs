@@ -160,7 +160,7 @@ fn built(input: &mut Input<'_>) {
         let packet = wire::ip(outer, wire::UDP, None, &wire::udp(port, &datagram));
         frame = wire::ethernet(&[], wire::ethertype(outer.src), &packet);
     }
-    truth.plain &= depth <= rebuilder::decode::MAX_VXLAN_DEPTH;
+    truth.plain &= depth <= rebuilder::decode::MAX_TUNNEL_DEPTH;
     check(link, &frame, &truth, 0);
 
     // The mirror cuts frames short. As long as the header of TCP is there, the segment is, with a hole behind it.
