@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::ForwardOptions;
 use super::lane::Lane;
-use super::queue::Source;
+use super::queue::{Line, Source};
 use super::transport::Transport;
 use crate::telemetry::{Counter, WorkerCounters};
 
@@ -21,7 +21,7 @@ const WRITE_BYTES_MAX: usize = 1024 * 1024;
 pub(super) struct Connection {
     pub(super) transport: Transport,
     pub(super) lane: Lane,
-    /// Set in quarantine.
+    /// Set where it carries one request and no other.
     pub(super) alone: Option<Alone>,
     pub(super) established: bool,
     pub(super) opened: Instant,
@@ -31,10 +31,12 @@ pub(super) struct Connection {
     pub(super) write_error: Option<io::Error>,
 }
 
-/// What is particular to quarantine.
+/// What is particular to a connection that carries one request.
 #[derive(Debug)]
 pub(super) struct Alone {
-    /// Whose share of the quarantine it takes.
+    /// Leaving or quarantine.
+    pub(super) line: Line,
+    /// Whose share of it it takes.
     pub(super) source: Source,
     /// The request's framing is disputed, which bounds the wait for its answer.
     pub(super) disputed: bool,
@@ -69,6 +71,11 @@ impl Connection {
             writable: false,
             write_error: None,
         }
+    }
+
+    /// Which way to the analyser it belongs to.
+    pub(super) fn line(&self) -> Line {
+        self.alone.as_ref().map_or(Line::Shared, |alone| alone.line)
     }
 
     /// Whether it can go on without waiting for an event.

@@ -6,14 +6,15 @@
 //!           sharing       └── not answered ┴── answered ──▶ RequestOutcome
 //! ```
 //!
-//! [`bytes`] says what is sent, [`sharing`] what may stand behind it, [`queue`] holds what waits, [`lane`] what is on
-//! one connection, [`answer`] reads how far the analyser came; all of these are pure. [`pool`] moves bytes between
-//! them and the sockets. A [`Forwarder`] belongs to one worker thread and never blocks it.
+//! [`bytes`] says what is sent, [`sharing`] what may stand behind it, [`queue`] and [`turns`] hold what waits, [`lane`]
+//! what is on one connection, [`answer`] reads how far the analyser came; all of these are pure. [`pool`] moves bytes
+//! between them and the sockets, [`dispatch`] says which request goes where. A [`Forwarder`] belongs to one worker thread and never blocks it.
 
 pub mod answer;
 mod backoff;
 pub mod bytes;
 mod connection;
+mod dispatch;
 mod lane;
 mod pool;
 mod queue;
@@ -21,6 +22,7 @@ pub mod sharing;
 mod target;
 mod tls;
 mod transport;
+mod turns;
 
 #[cfg(test)]
 mod tests;
@@ -56,10 +58,12 @@ pub struct ForwardOptions {
     /// shown that it stays open behind an answer.
     pub pipeline: usize,
     /// `--queue-bytes`: bytes that wait for a connection (default 64 MiB), [`ITEM_OVERHEAD`] for each request
-    /// included. A new request beyond it is counted `queue_full`.
+    /// included. A new request beyond it is counted `queue_full`; a disputed one beyond half of it, or beyond a quarter
+    /// where that is one source's and half of it is taken, `quarantine_full`.
     pub queue_bytes: usize,
     /// `--inflight-bytes`: bytes of requests on connections, kept until they are answered (default 16 MiB), counted
-    /// in the same way. A single request may exceed it when nothing else is in flight.
+    /// in the same way: half of them on shared connections, a quarter each where a connection carries one request. A single
+    /// request may exceed such a part when nothing else of it is in flight.
     pub inflight_bytes: usize,
     /// `--answer-timeout`: for the oldest request on a connection (default 10 s) since it was written.
     pub answer_timeout: Duration,
@@ -68,6 +72,12 @@ pub struct ForwardOptions {
     /// When our side of a disputed request's connection is shut, unless it is answered before (default 1 s since it was
     /// written): so an analyser that reads another length into it does not wait for more.
     pub shut_after: Duration,
+    /// How long a request that a connection ended on waits before it is sent again, alone (default 250 ms): an instance
+    /// that is killed still takes connections for a moment, and has closed its ports by then.
+    pub retry_pause: Duration,
+    /// Connections that carry a single request after which the analyser may close or leave HTTP (default 16); three
+    /// quarters of them for one source.
+    pub leaving_connections: usize,
     /// Connections that carry a single disputed or charged request (default 64); a quarter of them for one source.
     pub quarantine_connections: usize,
     /// A connection older than this takes no new requests (default 10 min), so that nodes added later get work.
@@ -95,6 +105,8 @@ impl Default for ForwardOptions {
             answer_timeout: Duration::from_secs(10),
             quarantine_timeout: Duration::from_secs(5),
             shut_after: Duration::from_secs(1),
+            retry_pause: Duration::from_millis(250),
+            leaving_connections: 16,
             quarantine_connections: 64,
             connection_age: Duration::from_secs(600),
             backoff_max: Duration::from_secs(1),

@@ -6,17 +6,16 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::{Events, Poll, Token};
+use mio::{Events, Poll};
 
 use super::answer::Head;
 use super::backoff::Backoff;
 use super::bytes::{self, Rewrite};
-use super::connection::{Alone, Connection, Shut};
+use super::connection::Connection;
+use super::dispatch::{OnConnections, Places};
 use super::lane::Broken;
-use super::queue::{Item, Queue, Source};
-use super::sharing::Sharing;
+use super::queue::{Full, Item, Line, PerSource, Queue, Source};
 use super::tls::Connector;
-use super::transport::Transport;
 use super::{ForwardError, ForwardOptions};
 use crate::http::Request;
 use crate::telemetry::{BalancerStatus, Counter, Gauge, RequestOutcome, WorkerCounters};
@@ -26,45 +25,30 @@ use crate::telemetry::{BalancerStatus, Counter, Gauge, RequestOutcome, WorkerCou
 const READ_BYTES: usize = 64 * 1024;
 /// See [`READ_BYTES`].
 const READS_MAX: usize = 4;
-/// Connections that linger until their last answer has come, for each one that takes requests.
-const LINGERING: usize = 2;
 /// A request that so many connections ended on is refused.
 const FAILURES_MAX: u8 = 2;
-/// How long a charged request waits before it is sent again; see [`Item::not_before`]. An instance that is killed has
-/// closed its ports by then.
-const RETRY_PAUSE: Duration = Duration::from_millis(250);
-
 /// Delivers the requests of one worker. Nothing here blocks but [`Forwarder::poll`], and that no longer than asked.
 ///
 /// At any time: requests submitted = Σ their outcomes + [`Forwarder::in_flight`].
 #[derive(Debug)]
 pub struct Forwarder {
-    options: ForwardOptions,
-    tls: Option<Connector>,
-    counters: Arc<WorkerCounters>,
-    poll: Poll,
+    pub(super) options: ForwardOptions,
+    pub(super) tls: Option<Connector>,
+    pub(super) counters: Arc<WorkerCounters>,
+    pub(super) poll: Poll,
     events: Events,
-    queue: Queue,
-    /// The first `shared_slots` are for shared connections, the others for quarantine. A slot's index is its token.
-    slots: Vec<Option<Connection>>,
-    shared_slots: usize,
-    on_connections: OnConnections,
+    pub(super) queue: Queue,
+    /// Those of each line stand together, see [`Places`]. A slot's index is its token.
+    pub(super) slots: Vec<Option<Connection>>,
+    pub(super) places: Places,
+    pub(super) on_connections: OnConnections,
     /// Which address the next connection takes.
-    turn: usize,
+    pub(super) turn: usize,
     /// Whether the analyser can be reached at all.
-    reach: Backoff,
+    pub(super) reach: Backoff,
     /// Whether shared connections get any answer.
-    serve: Backoff,
+    pub(super) serve: Backoff,
     buffer: Box<[u8]>,
-}
-
-/// What is on connections.
-#[derive(Clone, Copy, Debug, Default)]
-struct OnConnections {
-    /// Bytes, overhead included.
-    cost: usize,
-    /// Requests without an outcome.
-    requests: usize,
 }
 
 /// How a connection ended.
@@ -102,6 +86,7 @@ impl Forwarder {
     ) -> Result<Self, ForwardError> {
         options.connections = options.connections.max(1);
         options.pipeline = options.pipeline.max(1);
+        options.leaving_connections = options.leaving_connections.max(1);
         options.quarantine_connections = options.quarantine_connections.max(1);
         let tls = options
             .target
@@ -109,16 +94,20 @@ impl Forwarder {
             .then(|| Connector::new(&options))
             .transpose()?;
         let poll = Poll::new().map_err(ForwardError::Events)?;
-        let shared_slots = options.connections.saturating_mul(1 + LINGERING);
-        let slots = shared_slots.saturating_add(options.quarantine_connections);
+        let places = Places::new(&options);
+        let per_source = PerSource {
+            // Behind a proxy of the client's side there may be one source for all.
+            leaving: options.leaving_connections - options.leaving_connections / 4,
+            quarantine: options.quarantine_connections / 4,
+        };
         Ok(Self {
             tls,
             counters,
             poll,
             events: Events::with_capacity(256),
-            queue: Queue::new(options.queue_bytes, options.quarantine_connections / 4),
-            slots: std::iter::repeat_with(|| None).take(slots).collect(),
-            shared_slots,
+            queue: Queue::new(options.queue_bytes, per_source),
+            slots: std::iter::repeat_with(|| None).take(places.end()).collect(),
+            places,
             on_connections: OnConnections::default(),
             turn: random_turn(),
             reach: Backoff::new(0, options.backoff_max),
@@ -128,7 +117,8 @@ impl Forwarder {
         })
     }
 
-    /// Takes a request; never waits. Beyond the byte cap it is counted [`RequestOutcome::QueueFull`].
+    /// Takes a request; never waits. Beyond the byte cap it is counted [`RequestOutcome::QueueFull`],
+    /// and a disputed one beyond its part of it [`RequestOutcome::QuarantineFull`].
     pub fn submit(&mut self, request: &Request) {
         let outgoing = bytes::outgoing(
             request,
@@ -146,8 +136,10 @@ impl Forwarder {
             not_before: None,
         };
         self.counters.add(Counter::Submitted, 1);
-        if self.queue.push(item).is_err() {
-            self.counters.request(RequestOutcome::QueueFull);
+        match self.queue.push(item) {
+            Ok(()) => {}
+            Err(Full::Queue) => self.counters.request(RequestOutcome::QueueFull),
+            Err(Full::Quarantine) => self.counters.request(RequestOutcome::QuarantineFull),
         }
     }
 
@@ -199,7 +191,7 @@ impl Forwarder {
     /// Requests that have no outcome yet.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.queue.len() + self.on_connections.requests
+        self.queue.len() + self.on_connections.requests()
     }
 
     /// Bytes that wait for a connection, overhead included.
@@ -211,7 +203,7 @@ impl Forwarder {
     /// Bytes on connections that are not answered yet, overhead included.
     #[must_use]
     pub fn inflight_bytes(&self) -> usize {
-        self.on_connections.cost
+        self.on_connections.cost()
     }
 
     /// Whether every request has its outcome.
@@ -228,9 +220,9 @@ impl Forwarder {
             if let Some(connection) = self.slots.get_mut(i).and_then(Option::take) {
                 left += connection.lane.unanswered();
                 if let Some(alone) = &connection.alone {
-                    self.queue.alone_done(alone.source);
+                    self.queue.alone_done(alone.line, alone.source);
                 }
-                connection.transport.close(self.poll.registry());
+                connection.transport.close(self.poll.registry(), false);
             }
         }
         left += self.queue.clear();
@@ -266,141 +258,6 @@ impl Forwarder {
                 self.bury(connection, &end, now);
             }
         }
-    }
-
-    /// Gives waiting requests to connections, and opens connections for them.
-    fn dispatch(&mut self, now: Instant) {
-        while let Some(cost) = self.queue.next_shared_cost()
-            && self.has_room(cost)
-        {
-            let lane = self.best_lane();
-            if lane.is_none_or(|(_, len)| len > 0) {
-                self.open_shared(now);
-            }
-            let Some(connection) = lane.and_then(|(slot, _)| self.slots.get_mut(slot)?.as_mut())
-            else {
-                break;
-            };
-            if let Some(item) = self.queue.pop_shared() {
-                self.on_connections.cost += item.cost();
-                self.on_connections.requests += 1;
-                connection.lane.push(item, now);
-            }
-        }
-        while let Some(cost) = self.queue.next_alone_cost(now)
-            && self.has_room(cost)
-            && self.may_connect(now)
-            && let Some(slot) = self.free_slot(self.shared_slots..self.slots.len())
-            && let Some(item) = self.queue.pop_alone(now)
-        {
-            let disputed = item.sharing == Sharing::Alone;
-            let alone = Alone {
-                source: item.source,
-                disputed,
-                // Who failed once may have failed for taking the end of our side for a lost client.
-                shut: if disputed && item.failures == 0 {
-                    Shut::Later
-                } else {
-                    Shut::Never
-                },
-            };
-            match self.open(slot, now) {
-                Ok(mut connection) => {
-                    self.on_connections.cost += item.cost();
-                    self.on_connections.requests += 1;
-                    connection.alone = Some(alone);
-                    connection.lane.push(item, now);
-                    connection.lane.close();
-                    self.counters.add(Counter::Quarantined, 1);
-                    self.put(slot, connection);
-                }
-                Err(error) => {
-                    self.queue.alone_done(item.source);
-                    self.queue.put_back(item);
-                    self.unreachable(&error, now);
-                }
-            }
-        }
-    }
-
-    /// Whether a request of this cost may join those in flight.
-    const fn has_room(&self, cost: usize) -> bool {
-        self.on_connections.cost == 0
-            || self.on_connections.cost.saturating_add(cost) <= self.options.inflight_bytes
-    }
-
-    /// The established shared connection with the fewest requests, and how many those are.
-    fn best_lane(&self) -> Option<(usize, usize)> {
-        let shared = self.slots.iter().take(self.shared_slots);
-        shared
-            .enumerate()
-            .filter_map(|(slot, connection)| {
-                let connection = connection.as_ref()?;
-                let lane = &connection.lane;
-                // One at a time until it has shown that it stays open behind an answer: an analyser that closes
-                // after each would get everything else twice.
-                let depth = if lane.is_proven() {
-                    self.options.pipeline
-                } else {
-                    1
-                };
-                (connection.established && lane.is_open() && lane.len() < depth)
-                    .then_some((slot, lane.len()))
-            })
-            .min_by_key(|&(_, len)| len)
-    }
-
-    /// Opens one more shared connection if that is useful and allowed.
-    fn open_shared(&mut self, now: Instant) {
-        let mut open = 0;
-        let mut connecting = 0;
-        for connection in self.slots.iter().take(self.shared_slots).flatten() {
-            open += usize::from(connection.lane.is_open());
-            connecting += usize::from(!connection.established);
-        }
-        if open >= self.options.connections
-            || connecting >= self.queue.shared_len()
-            || self.serve.until(now).is_some()
-            || !self.may_connect(now)
-        {
-            return;
-        }
-        let Some(slot) = self.free_slot(0..self.shared_slots) else {
-            return;
-        };
-        match self.open(slot, now) {
-            Ok(connection) => self.put(slot, connection),
-            Err(error) => self.unreachable(&error, now),
-        }
-    }
-
-    /// While the analyser is away, one attempt at a time.
-    fn may_connect(&self, now: Instant) -> bool {
-        self.reach.until(now).is_none()
-            && (self.reach.strikes() == 0 || self.slots.iter().flatten().all(|c| c.established))
-    }
-
-    fn free_slot(&self, mut slots: std::ops::Range<usize>) -> Option<usize> {
-        slots.find(|&slot| matches!(self.slots.get(slot), Some(None)))
-    }
-
-    fn put(&mut self, slot: usize, connection: Connection) {
-        if let Some(place) = self.slots.get_mut(slot) {
-            *place = Some(connection);
-        }
-    }
-
-    fn open(&mut self, slot: usize, now: Instant) -> io::Result<Connection> {
-        let Some(address) = self.options.addresses.pick(self.turn) else {
-            return Err(io::Error::new(
-                io::ErrorKind::AddrNotAvailable,
-                "no address of it is known",
-            ));
-        };
-        self.turn = self.turn.wrapping_add(1);
-        let registry = self.poll.registry();
-        let transport = Transport::open(address, self.tls.as_ref(), registry, Token(slot))?;
-        Ok(Connection::new(transport, now))
     }
 
     /// Whether [`Forwarder::drive`] has something to do at once.
@@ -475,16 +332,16 @@ impl Forwarder {
                 Err(error) => return Err(End::Failed(error)),
             };
             let counters = &self.counters;
-            let requests = &mut self.on_connections.requests;
+            let on = self.on_connections.of_mut(connection.line());
             let serve = &mut self.serve;
             let cost = connection.lane.cost();
             let received = connection.lane.received(read, now, |head| {
-                *requests = requests.saturating_sub(1);
+                on.requests = on.requests.saturating_sub(1);
                 serve.reset();
                 count_delivery(counters, head);
             });
             let freed = cost.saturating_sub(connection.lane.cost());
-            self.on_connections.cost = self.on_connections.cost.saturating_sub(freed);
+            on.cost = on.cost.saturating_sub(freed);
             received?;
         }
         match connection.write_error.take() {
@@ -499,26 +356,29 @@ impl Forwarder {
 
     /// Takes care of what a connection leaves behind.
     fn bury(&mut self, connection: Connection, end: &End, now: Instant) {
+        let line = connection.line();
         let Connection {
             transport,
             lane,
             alone,
             ..
         } = connection;
-        transport.close(self.poll.registry());
-        self.on_connections.cost = self.on_connections.cost.saturating_sub(lane.cost());
-        self.on_connections.requests = self
-            .on_connections
-            .requests
-            .saturating_sub(lane.unanswered());
+        transport.close(self.poll.registry(), alone.is_some());
+        let on = self.on_connections.of_mut(line);
+        on.cost = on.cost.saturating_sub(lane.cost());
+        on.requests = on.requests.saturating_sub(lane.unanswered());
         if let Some(alone) = &alone {
-            self.queue.alone_done(alone.source);
+            self.queue.alone_done(alone.line, alone.source);
         }
         tracing::trace!(%end, requests = lane.len(), "connection to the analyser ended");
         if let End::Unreachable(error) = end {
             self.unreachable(error, now);
         }
-        let fruitless = lane.heads() == 0;
+        // Also one that carried nothing: who closes whatever connects to it is not asked again at once.
+        let fruitless = lane.heads() == 0 && !matches!(end, End::Done | End::Unreachable(_));
+        if fruitless && alone.is_none() {
+            self.serve.strike(now);
+        }
         let leftover = lane.into_leftover();
         // From the youngest on, each before the others: so they stand in their old order.
         for (item, begun) in leftover.innocent.into_iter().rev() {
@@ -526,21 +386,18 @@ impl Forwarder {
             self.queue.put_back(item);
         }
         if let Some(mut item) = leftover.charged {
-            if fruitless && alone.is_none() {
-                self.serve.strike(now);
-            }
             item.failures += 1;
             if item.failures >= FAILURES_MAX {
                 self.counters.request(RequestOutcome::RefusedByAnalyser);
             } else {
                 self.counters.add(Counter::Resent, 1);
-                item.not_before = now.checked_add(RETRY_PAUSE);
+                item.not_before = now.checked_add(self.options.retry_pause);
                 self.queue.put_back(item);
             }
         }
     }
 
-    fn unreachable(&mut self, error: &io::Error, now: Instant) {
+    pub(super) fn unreachable(&mut self, error: &io::Error, now: Instant) {
         self.counters.add(Counter::ConnectFailures, 1);
         // That it is away is said once for all workers, by whoever watches the counters. What is wrong with its TLS
         // would be lost there.
@@ -574,18 +431,21 @@ impl Forwarder {
     fn publish(&self) {
         let gauge = |gauge, n: usize| self.counters.set(gauge, n as u64);
         gauge(Gauge::QueueBytes, self.queue.bytes());
-        gauge(Gauge::InFlightBytes, self.on_connections.cost);
+        gauge(Gauge::InFlightBytes, self.on_connections.cost());
         gauge(Gauge::InFlight, self.in_flight());
-        let up = |connections: &[Option<Connection>]| {
+        let up = |slots: std::ops::Range<usize>| {
+            let connections = self.slots.get(slots).unwrap_or_default();
             connections
                 .iter()
                 .flatten()
                 .filter(|c| c.established)
                 .count()
         };
-        let (shared, alone) = self.slots.split_at(self.shared_slots.min(self.slots.len()));
-        gauge(Gauge::Connections, up(shared) + up(alone));
-        gauge(Gauge::QuarantineConnections, up(alone));
+        gauge(Gauge::Connections, up(0..self.slots.len()));
+        gauge(
+            Gauge::QuarantineConnections,
+            up(self.places.of(Line::Quarantine)),
+        );
         // Here the figures add up. Where somebody reads them just now, the next turn will do.
         self.counters.publish();
     }
@@ -595,13 +455,20 @@ impl Forwarder {
     pub(super) fn check(&self) {
         self.queue.check();
         let mut on = OnConnections::default();
-        for connection in self.slots.iter().flatten() {
+        for (slot, connection) in self.slots.iter().enumerate() {
+            let Some(connection) = connection else {
+                continue;
+            };
             connection.lane.check();
-            on.cost += connection.lane.cost();
-            on.requests += connection.lane.unanswered();
+            assert!(self.places.of(connection.line()).contains(&slot));
+            if connection.alone.is_some() {
+                assert!(connection.lane.len() <= 1 && !connection.lane.is_open());
+            }
+            let of = on.of_mut(connection.line());
+            of.cost += connection.lane.cost();
+            of.requests += connection.lane.unanswered();
         }
-        assert_eq!(self.on_connections.cost, on.cost);
-        assert_eq!(self.on_connections.requests, on.requests);
+        assert_eq!(self.on_connections, on);
         let ended: u64 = RequestOutcome::ALL
             .iter()
             .map(|&outcome| self.counters.requests_of(outcome))

@@ -1,16 +1,18 @@
 //! What waits for a connection. Pure.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Instant;
 
 use super::answer::AnswerTo;
 use super::sharing::Sharing;
+use super::turns::Turns;
 
 /// What a waiting request costs beyond its bytes, so that a flood of tiny ones is bounded too.
 pub const ITEM_OVERHEAD: usize = 256;
 
-/// Whose requests share a quarter of the quarantine: the inner source address, an IPv6 one by its /64.
+/// Whose requests share a part of the connections that carry one request: the inner source address, an IPv6 one by its
+/// /64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Source(IpAddr);
 
@@ -53,56 +55,90 @@ impl Item {
         self.bytes.capacity().saturating_add(ITEM_OVERHEAD)
     }
 
-    /// Whether it goes on a connection of its own: disputed, or charged with a failure.
+    /// Where it waits, and so what kind of connection it gets.
     #[must_use]
-    pub(super) fn is_alone(&self) -> bool {
-        self.sharing == Sharing::Alone || self.failures > 0
+    pub(super) fn line(&self) -> Line {
+        match self.sharing {
+            _ if self.failures > 0 => Line::Quarantine,
+            Sharing::Followed => Line::Shared,
+            Sharing::Last => Line::Leaving,
+            Sharing::Alone => Line::Quarantine,
+        }
     }
 }
 
-/// One source's share of the quarantine.
-#[derive(Debug, Default)]
-struct Share {
-    waiting: VecDeque<Item>,
-    active: usize,
-    /// Whether it stands in `Queue::turns`.
-    in_turn: bool,
+/// The three ways to the analyser. Each has connections, and bytes in flight, of its own: what happens on one does not
+/// slow down another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    /// Several requests on a connection.
+    Shared,
+    /// Well framed, but the analyser may close or leave HTTP behind it: a connection for each.
+    Leaving,
+    /// Disputed, or charged with a failure: a connection for each.
+    Quarantine,
 }
 
-/// Requests that wait: one line for the shared connections, one for each source in quarantine.
+/// Why a new request is not taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Full {
+    /// The whole queue.
+    Queue,
+    /// What disputed requests may take of it, or what those of one source may.
+    Quarantine,
+}
+
+/// How many connections that carry one request a source may have at a time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PerSource {
+    pub(super) leaving: usize,
+    pub(super) quarantine: usize,
+}
+
+/// Requests that wait: one line for the shared connections, and two where the sources take turns.
 ///
-/// Invariants, checked by [`Queue::check`]: `bytes` and `len` are those of what waits; a source stands in `turns`
-/// exactly when it has something waiting and a connection left; a source that has neither waiting nor active is gone.
+/// Disputed requests take half of the bytes at most; above half of the total, those of one source a quarter at most. So a
+/// flood of them fills its own part and is counted there, while well-framed requests find room.
+///
+/// Invariants, checked by [`Queue::check`]: `shared_bytes` are those of `shared`, and those of [`Turns`].
 #[derive(Debug)]
 pub(super) struct Queue {
     shared: VecDeque<Item>,
-    alone: HashMap<Source, Share>,
-    turns: VecDeque<Source>,
-    bytes: usize,
-    len: usize,
+    shared_bytes: usize,
+    leaving: Turns,
+    quarantine: Turns,
     bytes_max: usize,
-    per_source: usize,
 }
 
 impl Queue {
-    /// Holds at most `bytes_max` bytes of new requests; at most `per_source` connections of one source in quarantine.
+    /// Holds at most `bytes_max` bytes of new requests.
     #[must_use]
-    pub(super) fn new(bytes_max: usize, per_source: usize) -> Self {
+    pub(super) fn new(bytes_max: usize, per_source: PerSource) -> Self {
         Self {
             shared: VecDeque::new(),
-            alone: HashMap::new(),
-            turns: VecDeque::new(),
-            bytes: 0,
-            len: 0,
+            shared_bytes: 0,
+            leaving: Turns::new(per_source.leaving),
+            quarantine: Turns::new(per_source.quarantine),
             bytes_max,
-            per_source: per_source.max(1),
         }
     }
 
-    /// Takes a new request in, or gives it back when the byte cap is reached.
-    pub(super) fn push(&mut self, item: Item) -> Result<(), Item> {
-        if self.bytes.saturating_add(item.cost()) > self.bytes_max {
-            return Err(item);
+    /// Takes a new request in, or says which cap is reached.
+    pub(super) fn push(&mut self, item: Item) -> Result<(), Full> {
+        let after = self.bytes().saturating_add(item.cost());
+        if after > self.bytes_max {
+            return Err(Full::Queue);
+        }
+        if item.line() == Line::Quarantine {
+            let waiting = self.quarantine.bytes().saturating_add(item.cost());
+            let own = self
+                .quarantine
+                .bytes_of(item.source)
+                .saturating_add(item.cost());
+            let half = self.bytes_max / 2;
+            if waiting > half || (after > half && own > self.bytes_max / 4) {
+                return Err(Full::Quarantine);
+            }
         }
         self.enter(item, false);
         Ok(())
@@ -114,97 +150,57 @@ impl Queue {
     }
 
     fn enter(&mut self, item: Item, first: bool) {
-        self.bytes += item.cost();
-        self.len += 1;
-        let line = if item.is_alone() {
-            let source = item.source;
-            let share = self.alone.entry(source).or_default();
-            if !share.in_turn && share.active < self.per_source {
-                share.in_turn = true;
-                self.turns.push_back(source);
+        match item.line() {
+            Line::Shared => {
+                self.shared_bytes = self.shared_bytes.saturating_add(item.cost());
+                if first {
+                    self.shared.push_front(item);
+                } else {
+                    self.shared.push_back(item);
+                }
             }
-            &mut share.waiting
-        } else {
-            &mut self.shared
-        };
-        // Who has to wait does so at the end: at the front, one after the other would hold up the source for ever.
-        if first && item.not_before.is_none() {
-            line.push_front(item);
-        } else {
-            line.push_back(item);
+            Line::Leaving => self.leaving.enter(item, first),
+            Line::Quarantine => self.quarantine.enter(item, first),
         }
     }
 
-    /// What the next one on a shared connection costs.
+    /// What the next one of a line costs, if one may go.
     #[must_use]
-    pub(super) fn next_shared_cost(&self) -> Option<usize> {
-        self.shared.front().map(Item::cost)
-    }
-
-    /// Takes the next one for a shared connection.
-    pub(super) fn pop_shared(&mut self) -> Option<Item> {
-        let item = self.shared.pop_front()?;
-        self.left(&item);
-        Some(item)
-    }
-
-    /// Whose turn in quarantine is next: the first source whose oldest request need not wait any more.
-    fn next_turn(&self, now: Instant) -> Option<(usize, &Item)> {
-        let oldest = |source| self.alone.get(source)?.waiting.front();
-        self.turns
-            .iter()
-            .enumerate()
-            .filter_map(|(turn, source)| Some((turn, oldest(source)?)))
-            .find(|(_, item)| item.not_before.is_none_or(|at| at <= now))
-    }
-
-    /// What the next one in quarantine costs.
-    #[must_use]
-    pub(super) fn next_alone_cost(&self, now: Instant) -> Option<usize> {
-        self.next_turn(now).map(|(_, item)| item.cost())
-    }
-
-    /// Takes the next one for a connection of its own, the sources in turn; [`Queue::alone_done`] gives the place back.
-    pub(super) fn pop_alone(&mut self, now: Instant) -> Option<Item> {
-        let (turn, _) = self.next_turn(now)?;
-        let source = self.turns.remove(turn)?;
-        let share = self.alone.get_mut(&source)?;
-        share.in_turn = false;
-        let item = share.waiting.pop_front()?;
-        share.active += 1;
-        if !share.waiting.is_empty() && share.active < self.per_source {
-            share.in_turn = true;
-            self.turns.push_back(source);
+    pub(super) fn next_cost(&self, line: Line, now: Instant) -> Option<usize> {
+        match line {
+            Line::Shared => self.shared.front(),
+            Line::Leaving => self.leaving.next(now),
+            Line::Quarantine => self.quarantine.next(now),
         }
-        self.left(&item);
-        Some(item)
+        .map(Item::cost)
     }
 
-    /// A connection that [`Queue::pop_alone`] was for has ended.
-    pub(super) fn alone_done(&mut self, source: Source) {
-        let Some(share) = self.alone.get_mut(&source) else {
-            return;
-        };
-        share.active = share.active.saturating_sub(1);
-        if share.waiting.is_empty() {
-            if share.active == 0 {
-                self.alone.remove(&source);
+    /// Takes the next one of a line. Of one that goes alone, [`Queue::alone_done`] gives the source's place back.
+    pub(super) fn pop(&mut self, line: Line, now: Instant) -> Option<Item> {
+        match line {
+            Line::Shared => {
+                let item = self.shared.pop_front()?;
+                self.shared_bytes = self.shared_bytes.saturating_sub(item.cost());
+                Some(item)
             }
-        } else if !share.in_turn && share.active < self.per_source {
-            share.in_turn = true;
-            self.turns.push_back(source);
+            Line::Leaving => self.leaving.pop(now),
+            Line::Quarantine => self.quarantine.pop(now),
         }
     }
 
-    fn left(&mut self, item: &Item) {
-        self.bytes = self.bytes.saturating_sub(item.cost());
-        self.len -= 1;
+    /// The connection of a request that went alone has ended.
+    pub(super) fn alone_done(&mut self, line: Line, source: Source) {
+        match line {
+            Line::Shared => {}
+            Line::Leaving => self.leaving.done(source),
+            Line::Quarantine => self.quarantine.done(source),
+        }
     }
 
     /// Requests that wait.
     #[must_use]
-    pub(super) const fn len(&self) -> usize {
-        self.len
+    pub(super) fn len(&self) -> usize {
+        self.shared.len() + self.leaving.len() + self.quarantine.len()
     }
 
     /// Requests that wait for a shared connection.
@@ -215,45 +211,30 @@ impl Queue {
 
     /// Bytes that wait, [`ITEM_OVERHEAD`] included.
     #[must_use]
-    pub(super) const fn bytes(&self) -> usize {
-        self.bytes
+    pub(super) fn bytes(&self) -> usize {
+        self.shared_bytes
+            .saturating_add(self.leaving.bytes())
+            .saturating_add(self.quarantine.bytes())
     }
 
     /// Throws everything away; says how many requests that were.
     pub(super) fn clear(&mut self) -> usize {
-        let thrown = self.len;
+        let thrown = self.len();
         self.shared = VecDeque::new();
-        self.alone.retain(|_, share| {
-            share.waiting = VecDeque::new();
-            share.in_turn = false;
-            share.active > 0
-        });
-        self.turns = VecDeque::new();
-        self.bytes = 0;
-        self.len = 0;
+        self.shared_bytes = 0;
+        self.leaving.clear();
+        self.quarantine.clear();
         thrown
     }
 
     /// Panics where an invariant does not hold.
     #[cfg(test)]
     pub(super) fn check(&self) {
-        let waiting = || {
-            self.shared
-                .iter()
-                .chain(self.alone.values().flat_map(|share| &share.waiting))
-        };
-        assert_eq!(self.len, waiting().count());
-        assert_eq!(self.bytes, waiting().map(Item::cost).sum::<usize>());
-        for (source, share) in &self.alone {
-            assert!(share.active <= self.per_source);
-            assert!(share.active > 0 || !share.waiting.is_empty());
-            let may = !share.waiting.is_empty() && share.active < self.per_source;
-            assert_eq!(share.in_turn, may);
-            assert_eq!(
-                self.turns.iter().filter(|s| *s == source).count(),
-                usize::from(may)
-            );
-        }
+        let shared: usize = self.shared.iter().map(Item::cost).sum();
+        assert_eq!(self.shared_bytes, shared);
+        assert!(self.shared.iter().all(|item| item.line() == Line::Shared));
+        self.leaving.check();
+        self.quarantine.check();
     }
 }
 
@@ -277,16 +258,50 @@ mod tests {
         }
     }
 
+    const PER_SOURCE: PerSource = PerSource {
+        leaving: 3,
+        quarantine: 2,
+    };
+
     #[test]
-    fn the_byte_cap_is_reached_and_the_next_request_comes_back() {
-        let mut queue = Queue::new(10 * (1000 + ITEM_OVERHEAD), 16);
+    fn the_byte_cap_is_reached_and_the_next_request_is_not_taken() {
+        let mut queue = Queue::new(10 * (1000 + ITEM_OVERHEAD), PER_SOURCE);
         for _ in 0..10 {
             queue.push(item(1, false, 1000)).unwrap();
         }
-        assert_eq!(queue.push(item(1, false, 0)).unwrap_err().bytes.len(), 0);
+        assert_eq!(queue.push(item(1, false, 0)), Err(Full::Queue));
         // Requests that come back from a connection are never refused.
         queue.put_back(item(1, false, 1000));
         assert_eq!(queue.bytes(), 11 * (1000 + ITEM_OVERHEAD));
+        queue.check();
+    }
+
+    #[test]
+    fn disputed_requests_fill_half_of_the_queue_and_one_source_a_quarter_of_it() {
+        let cost = 1000 + ITEM_OVERHEAD;
+        let mut queue = Queue::new(40 * cost, PER_SOURCE);
+        // Below half of the total nobody is limited by the source.
+        let taken = |queue: &mut Queue, source| {
+            (0..100)
+                .take_while(|_| queue.push(item(source, true, 1000)).is_ok())
+                .count()
+        };
+        assert_eq!(taken(&mut queue, 1), 20);
+        assert_eq!(queue.push(item(2, true, 1000)), Err(Full::Quarantine));
+        // The other half is left to the others.
+        for _ in 0..20 {
+            queue.push(item(1, false, 1000)).unwrap();
+        }
+        assert_eq!(queue.push(item(2, false, 1000)), Err(Full::Queue));
+        queue.check();
+
+        // Above half of the total, a source has a quarter.
+        let mut queue = Queue::new(40 * cost, PER_SOURCE);
+        for _ in 0..15 {
+            queue.push(item(9, false, 1000)).unwrap();
+        }
+        assert_eq!(taken(&mut queue, 1), 10);
+        assert_eq!(taken(&mut queue, 2), 10);
         queue.check();
     }
 
@@ -306,65 +321,76 @@ mod tests {
     #[test]
     fn one_source_does_not_take_the_whole_quarantine() {
         let now = Instant::now();
-        let mut queue = Queue::new(usize::MAX, 2);
+        let mut queue = Queue::new(usize::MAX, PER_SOURCE);
         for _ in 0..100 {
             queue.push(item(1, true, 1)).unwrap();
         }
         queue.push(item(2, true, 1)).unwrap();
-        let taken: Vec<Source> = std::iter::from_fn(|| queue.pop_alone(now))
+        let taken: Vec<Source> = std::iter::from_fn(|| queue.pop(Line::Quarantine, now))
             .map(|item| item.source)
             .collect();
         assert_eq!(taken.len(), 3);
         let two = Source::of(IpAddr::from([10, 0, 0, 2]));
         assert_eq!(taken.iter().filter(|s| **s == two).count(), 1);
         queue.check();
-        queue.alone_done(taken[0]);
+        queue.alone_done(Line::Quarantine, taken[0]);
         queue.check();
-        assert!(queue.pop_alone(now).is_some());
-        assert!(queue.pop_alone(now).is_none());
+        assert!(queue.pop(Line::Quarantine, now).is_some());
+        assert!(queue.pop(Line::Quarantine, now).is_none());
     }
 
     #[test]
     fn who_has_to_wait_holds_up_no_other_source() {
         let now = Instant::now();
         let later = now + std::time::Duration::from_millis(1);
-        let mut queue = Queue::new(usize::MAX, 2);
+        let mut queue = Queue::new(usize::MAX, PER_SOURCE);
         queue.push(item(1, true, 1)).unwrap();
         queue.put_back(Item {
             not_before: Some(later),
             ..item(1, true, 2)
         });
         queue.push(item(2, true, 3)).unwrap();
-        let lens: Vec<usize> = std::iter::from_fn(|| queue.pop_alone(now))
+        let lens: Vec<usize> = std::iter::from_fn(|| queue.pop(Line::Quarantine, now))
             .map(|item| item.bytes.len())
             .collect();
         assert_eq!(lens, [1, 3]);
-        assert_eq!(queue.next_alone_cost(now), None);
+        assert_eq!(queue.next_cost(Line::Quarantine, now), None);
         queue.check();
-        assert_eq!(queue.pop_alone(later).unwrap().bytes.len(), 2);
+        assert_eq!(queue.pop(Line::Quarantine, later).unwrap().bytes.len(), 2);
         queue.check();
     }
 
     proptest! {
         #[test]
         fn the_invariants_hold_after_every_step(
-            steps in prop::collection::vec((0_u8..6, 0_u8..4, any::<bool>(), 0_usize..50), 0..200),
+            steps in prop::collection::vec((0_u8..8, 0_u8..4, 0_u8..3, 0_usize..50), 0..200),
         ) {
             let now = Instant::now();
-            let mut queue = Queue::new(3000, 3);
-            let mut out: Vec<Item> = Vec::new();
-            for (step, source, alone, len) in steps {
+            let mut queue = Queue::new(6000, PER_SOURCE);
+            let mut out: Vec<(Line, Item)> = Vec::new();
+            let mut waiting = 0;
+            for (step, source, kind, len) in steps {
+                let sharing = [Sharing::Followed, Sharing::Last, Sharing::Alone][usize::from(kind)];
+                let line = [Line::Shared, Line::Leaving, Line::Quarantine][usize::from(kind)];
                 match step {
-                    0 | 1 => drop(queue.push(item(source, alone, len))),
-                    2 => drop(queue.pop_shared()),
-                    3 => out.extend(queue.pop_alone(now)),
-                    4 => if let Some(item) = out.pop() {
-                        queue.alone_done(item.source);
-                        queue.put_back(item);
+                    0..3 => {
+                        let new = Item { sharing, ..item(source, false, len) };
+                        waiting += usize::from(queue.push(new).is_ok());
+                    }
+                    3..6 => if let Some(item) = queue.pop(line, now) {
+                        waiting -= 1;
+                        out.push((line, item));
                     },
-                    _ => if let Some(item) = out.pop() { queue.alone_done(item.source) },
+                    6 => if let Some((line, mut item)) = out.pop() {
+                        queue.alone_done(line, item.source);
+                        item.failures += u8::from(len % 2 == 0);
+                        queue.put_back(item);
+                        waiting += 1;
+                    },
+                    _ => if let Some((line, item)) = out.pop() { queue.alone_done(line, item.source) },
                 }
                 queue.check();
+                prop_assert_eq!(queue.len(), waiting);
             }
         }
     }

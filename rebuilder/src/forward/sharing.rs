@@ -12,7 +12,8 @@ use crate::http::{Flags, Framing, Request, is_token};
 pub enum Sharing {
     /// Anything.
     Followed,
-    /// Nothing: the analyser may close or leave HTTP after it.
+    /// Nothing: the analyser may close or leave HTTP after it. It goes on a connection of its own, because every one costs
+    /// its connection anyway, and a shared one would be lost to all others.
     Last,
     /// Nothing before or behind: two readers may disagree where it ends.
     Alone,
@@ -171,18 +172,40 @@ fn strict_head(request: &Request) -> Option<StrictHead> {
     (raw.get(at..request.head_end)? == b"\r\n").then_some(head)
 }
 
-/// A path whose escapes are whole: nginx answers any other target with 400 and a close.
+/// A path whose escapes are whole and that does not climb: nginx answers any other target with 400 and a close.
 fn is_plain_target(target: &[u8]) -> bool {
     let path_end = target.iter().position(|&b| b == b'?');
     let path = target
         .get(..path_end.unwrap_or(target.len()))
         .unwrap_or_default();
-    let mut escapes = path.iter().enumerate().filter(|&(_, &b)| b == b'%');
+    let mut rest = path;
+    let mut dots = 0;
+    while let Some((&first, behind)) = rest.split_first() {
+        let byte = if first == b'%' {
+            let Some(byte) = behind.get(..2).and_then(hex) else {
+                return false;
+            };
+            rest = behind.get(2..).unwrap_or_default();
+            byte
+        } else {
+            rest = behind;
+            first
+        };
+        // Two dots in a row climb where they are a whole segment; that is not looked into.
+        dots = if byte == b'.' { dots + 1 } else { 0 };
+        if byte == 0 || dots > 1 {
+            return false;
+        }
+    }
     path.first() == Some(&b'/')
-        && escapes.all(|(i, _)| match path.get(i + 1..i + 3) {
-            Some(hex) => hex.iter().all(u8::is_ascii_hexdigit) && hex != b"00",
-            None => false,
-        })
+}
+
+/// The byte that two hexadecimal digits stand for.
+fn hex(digits: &[u8]) -> Option<u8> {
+    let digits = std::str::from_utf8(digits).ok()?;
+    // `from_str_radix` would take a sign.
+    let plain = digits.bytes().all(|b| b.is_ascii_hexdigit());
+    plain.then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
 /// A host that no usual server refuses.

@@ -3,11 +3,14 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use mio::event::Source;
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use rustls::ClientConnection;
+use socket2::SockRef;
 
 use super::tls::Connector;
 
@@ -149,10 +152,26 @@ impl Transport {
         self.stream.shutdown(Shutdown::Write)
     }
 
-    /// No more events.
-    pub(super) fn close(mut self, registry: &Registry) {
+    /// No more events; the connection is closed.
+    ///
+    /// With `abort` it is reset where the peer has all that was written: who closes first keeps the port in `TIME_WAIT`
+    /// for a minute, and some hundred connections a second for one request each would use up all ports.
+    pub(super) fn close(mut self, registry: &Registry, abort: bool) {
+        if abort && self.unacknowledged() == Some(0) {
+            // Where it fails the connection is closed as usual.
+            let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        }
         // It fails only for a socket that epoll does not know, and then there is nothing to undo.
         let _ = self.stream.deregister(registry);
+    }
+
+    /// Bytes that were written and that the peer's kernel has not acknowledged.
+    fn unacknowledged(&self) -> Option<libc::c_int> {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: the descriptor is open, and TIOCOUTQ (tcp(7): SIOCOUTQ) writes one int, to where there is one.
+        let result =
+            unsafe { libc::ioctl(self.stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+        (result == 0).then_some(bytes)
     }
 }
 

@@ -117,6 +117,8 @@ outcomes! {
         RefusedByAnalyser => "refused_by_analyser",
         /// The queue of bytes waiting for the analyser was full.
         QueueFull => "queue_full",
+        /// The part of that queue which disputed requests may take, or one source's part of it, was full.
+        QuarantineFull => "quarantine_full",
         /// Not answered when `--drain-timeout` ended, or when a second SIGTERM came.
         DrainTimeout => "drain_timeout",
         /// Its body has a hole and `--incomplete drop` is set.

@@ -1,7 +1,9 @@
 //! What the tests of this room share: captured requests, a scripted analyser, and the loop that a worker would run.
 
+mod adversary;
 mod bytes;
 mod nginx;
+mod quarantine;
 mod scripted;
 
 use std::io::{Read, Write};
@@ -200,6 +202,17 @@ impl Worker {
             .map(|&o| (o, self.of(o)))
             .filter(|&(_, n)| n > 0)
             .collect()
+    }
+}
+
+/// Times that a test can wait for.
+fn short() -> ForwardOptions {
+    ForwardOptions {
+        answer_timeout: Duration::from_millis(200),
+        quarantine_timeout: Duration::from_millis(200),
+        shut_after: Duration::from_millis(20),
+        retry_pause: Duration::from_millis(20),
+        ..ForwardOptions::default()
     }
 }
 

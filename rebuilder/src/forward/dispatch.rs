@@ -1,0 +1,273 @@
+//! Which request goes on which connection, and when one is opened.
+
+use std::io;
+use std::ops::Range;
+use std::time::Instant;
+
+use mio::Token;
+
+use super::ForwardOptions;
+use super::connection::{Alone, Connection, Shut};
+use super::pool::Forwarder;
+use super::queue::Line;
+use super::sharing::Sharing;
+use super::transport::Transport;
+use crate::telemetry::Counter;
+
+/// Connections that linger until their last answer has come, for each one that takes requests.
+const LINGERING: usize = 2;
+
+/// The slots of each line.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places {
+    shared: usize,
+    leaving: usize,
+    end: usize,
+}
+
+impl Places {
+    /// As the options have it.
+    #[must_use]
+    pub(super) fn new(options: &ForwardOptions) -> Self {
+        let shared = options.connections.saturating_mul(1 + LINGERING);
+        let leaving = shared.saturating_add(options.leaving_connections);
+        Self {
+            shared,
+            leaving,
+            end: leaving.saturating_add(options.quarantine_connections),
+        }
+    }
+
+    /// Where those of a line are.
+    #[must_use]
+    pub(super) const fn of(&self, line: Line) -> Range<usize> {
+        match line {
+            Line::Shared => 0..self.shared,
+            Line::Leaving => self.shared..self.leaving,
+            Line::Quarantine => self.leaving..self.end,
+        }
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub(super) const fn end(&self) -> usize {
+        self.end
+    }
+}
+
+/// What is on the connections of one line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct On {
+    /// Bytes, overhead included.
+    pub(super) cost: usize,
+    /// Requests without an outcome.
+    pub(super) requests: usize,
+}
+
+/// What is on connections. Each line has a part of the bytes to itself, half of them the shared one, so that what the
+/// analyser keeps waiting on one holds up no other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct OnConnections {
+    shared: On,
+    leaving: On,
+    quarantine: On,
+}
+
+impl OnConnections {
+    /// Of one line.
+    #[must_use]
+    pub(super) const fn of(&self, line: Line) -> &On {
+        match line {
+            Line::Shared => &self.shared,
+            Line::Leaving => &self.leaving,
+            Line::Quarantine => &self.quarantine,
+        }
+    }
+
+    /// Of one line.
+    pub(super) const fn of_mut(&mut self, line: Line) -> &mut On {
+        match line {
+            Line::Shared => &mut self.shared,
+            Line::Leaving => &mut self.leaving,
+            Line::Quarantine => &mut self.quarantine,
+        }
+    }
+
+    /// Bytes in all, overhead included.
+    #[must_use]
+    pub(super) const fn cost(&self) -> usize {
+        self.shared
+            .cost
+            .saturating_add(self.leaving.cost)
+            .saturating_add(self.quarantine.cost)
+    }
+
+    /// Requests without an outcome in all.
+    #[must_use]
+    pub(super) const fn requests(&self) -> usize {
+        self.shared.requests + self.leaving.requests + self.quarantine.requests
+    }
+
+    /// Whether a request of this cost may join those of its line, of `bytes_max` for all lines.
+    const fn has_room(&self, line: Line, cost: usize, bytes_max: usize) -> bool {
+        let part = match line {
+            Line::Shared => bytes_max / 2,
+            Line::Leaving | Line::Quarantine => bytes_max / 4,
+        };
+        let on = self.of(line).cost;
+        on == 0 || on.saturating_add(cost) <= part
+    }
+}
+
+impl Forwarder {
+    /// Gives waiting requests to connections, and opens connections for them.
+    pub(super) fn dispatch(&mut self, now: Instant) {
+        self.dispatch_shared(now);
+        self.dispatch_alone(Line::Leaving, now);
+        self.dispatch_alone(Line::Quarantine, now);
+    }
+
+    /// What the next one of a line costs, if there is one and room for it.
+    fn next_cost(&self, line: Line, now: Instant) -> Option<usize> {
+        let cost = self.queue.next_cost(line, now)?;
+        let bytes_max = self.options.inflight_bytes;
+        self.on_connections
+            .has_room(line, cost, bytes_max)
+            .then_some(cost)
+    }
+
+    fn dispatch_shared(&mut self, now: Instant) {
+        while let Some(cost) = self.next_cost(Line::Shared, now) {
+            let lane = self.best_lane();
+            if lane.is_none_or(|(_, len)| len > 0) {
+                self.open_shared(now);
+            }
+            let Some(connection) = lane.and_then(|(slot, _)| self.slots.get_mut(slot)?.as_mut())
+            else {
+                break;
+            };
+            if let Some(item) = self.queue.pop(Line::Shared, now) {
+                let on = self.on_connections.of_mut(Line::Shared);
+                on.cost += cost;
+                on.requests += 1;
+                connection.lane.push(item, now);
+            }
+        }
+    }
+
+    /// A fresh connection for each, that nothing else goes on.
+    fn dispatch_alone(&mut self, line: Line, now: Instant) {
+        while let Some(cost) = self.next_cost(line, now)
+            && self.may_connect(now)
+            && let Some(slot) = self.free_slot(self.places.of(line))
+            && let Some(item) = self.queue.pop(line, now)
+        {
+            let disputed = item.sharing == Sharing::Alone;
+            let alone = Alone {
+                line,
+                source: item.source,
+                disputed,
+                // Who failed once may have failed for taking the end of our side for a lost client.
+                shut: if disputed && item.failures == 0 {
+                    Shut::Later
+                } else {
+                    Shut::Never
+                },
+            };
+            match self.open(slot, now) {
+                Ok(mut connection) => {
+                    let on = self.on_connections.of_mut(line);
+                    on.cost += cost;
+                    on.requests += 1;
+                    connection.alone = Some(alone);
+                    connection.lane.push(item, now);
+                    connection.lane.close();
+                    if line == Line::Quarantine {
+                        self.counters.add(Counter::Quarantined, 1);
+                    }
+                    self.put(slot, connection);
+                }
+                Err(error) => {
+                    self.queue.alone_done(line, item.source);
+                    self.queue.put_back(item);
+                    self.unreachable(&error, now);
+                }
+            }
+        }
+    }
+
+    /// The established shared connection with the fewest requests, and how many those are.
+    fn best_lane(&self) -> Option<(usize, usize)> {
+        let shared = self.places.of(Line::Shared);
+        let connections = self.slots.iter().enumerate().take(shared.end);
+        connections
+            .filter_map(|(slot, connection)| {
+                let connection = connection.as_ref()?;
+                let lane = &connection.lane;
+                // One at a time until it has shown that it stays open behind an answer: an analyser that closes
+                // after each would get everything else twice.
+                let depth = if lane.is_proven() {
+                    self.options.pipeline
+                } else {
+                    1
+                };
+                (connection.established && lane.is_open() && lane.len() < depth)
+                    .then_some((slot, lane.len()))
+            })
+            .min_by_key(|&(_, len)| len)
+    }
+
+    /// Opens one more shared connection if that is useful and allowed.
+    fn open_shared(&mut self, now: Instant) {
+        let mut open = 0;
+        let mut connecting = 0;
+        let shared = self.places.of(Line::Shared);
+        for connection in self.slots.iter().take(shared.end).flatten() {
+            open += usize::from(connection.lane.is_open());
+            connecting += usize::from(!connection.established);
+        }
+        if open >= self.options.connections
+            || connecting >= self.queue.shared_len()
+            || self.serve.until(now).is_some()
+            || !self.may_connect(now)
+        {
+            return;
+        }
+        let Some(slot) = self.free_slot(shared) else {
+            return;
+        };
+        match self.open(slot, now) {
+            Ok(connection) => self.put(slot, connection),
+            Err(error) => self.unreachable(&error, now),
+        }
+    }
+
+    /// While the analyser is away, one attempt at a time.
+    fn may_connect(&self, now: Instant) -> bool {
+        self.reach.until(now).is_none()
+            && (self.reach.strikes() == 0 || self.slots.iter().flatten().all(|c| c.established))
+    }
+
+    fn free_slot(&self, mut slots: Range<usize>) -> Option<usize> {
+        slots.find(|&slot| matches!(self.slots.get(slot), Some(None)))
+    }
+
+    pub(super) fn put(&mut self, slot: usize, connection: Connection) {
+        if let Some(place) = self.slots.get_mut(slot) {
+            *place = Some(connection);
+        }
+    }
+
+    fn open(&mut self, slot: usize, now: Instant) -> io::Result<Connection> {
+        let Some(address) = self.options.addresses.pick(self.turn) else {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrNotAvailable,
+                "no address of it is known",
+            ));
+        };
+        self.turn = self.turn.wrapping_add(1);
+        let registry = self.poll.registry();
+        let transport = Transport::open(address, self.tls.as_ref(), registry, Token(slot))?;
+        Ok(Connection::new(transport, now))
+    }
+}
