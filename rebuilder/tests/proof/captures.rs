@@ -37,7 +37,8 @@ pub(crate) fn corpus_files(test: &str) -> Option<Vec<PathBuf>> {
     Some(files)
 }
 
-fn frames(path: &std::path::Path) -> Vec<Owned> {
+/// The frames of a file, up to where it breaks.
+pub(crate) fn frames(path: &std::path::Path) -> Vec<Owned> {
     let mut out = Vec::new();
     // Six files are cut or no captures at all; what comes before is what `inspect` shows.
     let Ok(mut reader) = CaptureReader::open(path) else {

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `exhaustion.rs` | memory stays within the cap, others' requests stay exact, every byte has a number |
 //! | `table.rs` | what a mirror loses, delays, doubles and cuts, and what comes out: a snapshot |
+//! | `tshark.rs` | another reader finds the same requests |
 //! | `metamorphic.rs` | captures told differently (one direction, wrapped, tagged, cut up, twice, ...) give the same requests |
 
 #![allow(
@@ -21,4 +22,5 @@ mod random;
 mod run;
 mod simulator;
 mod table;
+mod tshark;
 mod wire;

@@ -97,8 +97,8 @@ fn body(random: &mut Random, n: usize, r: usize, len: usize) -> Vec<u8> {
     while body.len() < len {
         let line = match random.below(4) {
             0 => format!(
-                "GET /inner/{n}/{r}/{} HTTP/1.1\r\nHost: inner\r\n\r\n",
-                body.len()
+                "GET /inner/{n}/{r}/{:x} HTTP/1.1\r\nHost: inner\r\n\r\n",
+                random.next()
             ),
             _ => format!("{n}.{r}.{}:{:016x};", body.len(), random.next()),
         };
@@ -130,7 +130,7 @@ fn write_request(random: &mut Random, n: usize, r: usize, out: &mut Vec<u8>) -> 
                     .as_bytes(),
             );
             let head = out.len();
-            for _ in 0..random.below(5) {
+            for _ in 0..=random.below(5) {
                 let len = 1 + below(random, 4_000);
                 out.extend_from_slice(format!("{len:x}\r\n").as_bytes());
                 out.extend_from_slice(&body(random, n, r, len));
