@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use rebuilder::http::{Extractor, Flags, Framing, HttpCounters, HttpOptions, Request};
+use rebuilder::http::{Extractor, Flags, Framing, HttpCounters, HttpOptions, Request, write_json};
 use rebuilder::stream::{Chunk, DirectionId, End, Endpoints, Interest};
 use rebuilder::telemetry::PacketOutcome;
 use rebuilder::time::Timestamp;
@@ -257,7 +257,19 @@ pub(crate) fn each_way(data: &[u8], options: &HttpOptions) {
 
     for request in whole.requests.iter().chain(&damaged.requests) {
         forwarded::check(request);
+        assert_one_line(request);
     }
+}
+
+/// The row of `inspect --json` is one JSON object on one line.
+fn assert_one_line(request: &Request) {
+    let mut row = Vec::new();
+    assert!(write_json(request, &mut row).is_ok());
+    let line = row.strip_suffix(b"\n").unwrap_or_default();
+    assert!(!line.is_empty() && !line.contains(&b'\n'));
+    let parsed: Result<serde_json::Value, _> = serde_json::from_slice(line);
+    let body_len = parsed.ok().and_then(|row| row.get("body_len")?.as_u64());
+    assert_eq!(body_len, Some(request.body_len));
 }
 
 /// No byte is lost without a number.

@@ -5,19 +5,23 @@
 //! README beside this crate for how to run them and what each asserts.
 
 mod bytemap;
+mod capture;
 mod forwarded;
 mod fragments;
 mod frame;
 mod http;
 mod input;
+mod parsers;
 mod pipeline;
 mod requests;
 mod stream;
 mod wire;
 
+pub use capture::capture;
 pub use fragments::fragments;
 pub use frame::{frame, vxlan};
 pub use http::{http, http_built};
+pub use parsers::{answer, chunked, client, head, proxy, search, text};
 pub use pipeline::pipeline;
 pub use stream::stream;
 
@@ -26,12 +30,20 @@ pub type Target = fn(&[u8]);
 
 /// Every target by its name.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("answer", answer),
+    ("capture", capture),
+    ("chunked", chunked),
+    ("client", client),
     ("fragments", fragments),
     ("frame", frame),
+    ("head", head),
     ("http", http),
     ("http_built", http_built),
     ("pipeline", pipeline),
+    ("proxy", proxy),
+    ("search", search),
     ("stream", stream),
+    ("text", text),
     ("vxlan", vxlan),
 ];
 

@@ -1,5 +1,10 @@
 //! Every seed, and every input that ever crashed a target, through the targets: no engine, no C++.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a folder that cannot be read fails the test, which is right"
+)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::panic;

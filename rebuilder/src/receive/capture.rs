@@ -137,18 +137,32 @@ impl CaptureReader {
     /// # Errors
     /// The file cannot be read, is no capture, or ends inside its header.
     pub fn open(path: &Path) -> Result<Self, CaptureError> {
-        let unreadable = |source| CaptureError::Unreadable {
+        let file = File::open(path).map_err(|source| CaptureError::Unreadable {
             path: path.to_owned(),
             source,
-        };
-        let mut file = BufReader::new(File::open(path).map_err(unreadable)?);
+        })?;
+        Self::from_reader(path, BufReader::new(file))
+    }
+
+    /// The same from any source of bytes; errors name it `path`.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_reader(
+        path: &Path,
+        mut source: impl Read + Send + 'static,
+    ) -> Result<Self, CaptureError> {
         let mut magic = Vec::with_capacity(2);
-        file.by_ref()
+        source
+            .by_ref()
             .take(2)
             .read_to_end(&mut magic)
-            .map_err(unreadable)?;
+            .map_err(|source| CaptureError::Unreadable {
+                path: path.to_owned(),
+                source,
+            })?;
         let zipped = magic == [0x1f, 0x8b];
-        let whole = Cursor::new(magic).chain(file);
+        let whole = Cursor::new(magic).chain(source);
         let input: Box<dyn Read + Send> = if zipped {
             Box::new(MultiGzDecoder::new(whole))
         } else {
