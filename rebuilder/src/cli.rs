@@ -165,6 +165,14 @@ struct ClientArgs {
         value_name = "CIDR"
     )]
     trust: Vec<Cidr>,
+    /// Balancers whose PROXY protocol header names the client (repeat, or separate by commas); default: everybody.
+    #[arg(
+        long,
+        env = "REBUILDER_PROXY_FROM",
+        value_delimiter = ',',
+        value_name = "CIDR"
+    )]
+    proxy_from: Vec<Cidr>,
 }
 
 #[derive(Args)]
@@ -365,6 +373,7 @@ fn run(args: RunArgs) -> ExitCode {
             http: HttpOptions {
                 max_held: share(args.held_bytes) / 2,
                 trust: args.client.trust,
+                proxy_from: args.client.proxy_from,
                 hop_persist: matches!(args.hop_by_hop, Hop::Persist),
                 ..HttpOptions::default()
             },
@@ -411,6 +420,7 @@ fn inspect(args: InspectArgs) -> ExitCode {
         },
         http: HttpOptions {
             trust: args.client.trust,
+            proxy_from: args.client.proxy_from,
             ..HttpOptions::default()
         },
     };

@@ -26,6 +26,8 @@ pub struct HttpOptions {
     pub max_search: u64,
     /// TCP peers whose `X-Forwarded-For` is believed.
     pub trust: Vec<Cidr>,
+    /// TCP peers whose PROXY header is believed; empty: everybody's. From others the header is passed over.
+    pub proxy_from: Vec<Cidr>,
     /// The forward stage rewrites `Connection` (`--hop-by-hop persist`), so [`super::Flags::HOP`] is set where it will.
     pub hop_persist: bool,
 }
@@ -38,6 +40,7 @@ impl Default for HttpOptions {
             max_held: 256 << 20,
             max_search: 64 << 20,
             trust: Vec::new(),
+            proxy_from: Vec::new(),
             hop_persist: true,
         }
     }

@@ -44,7 +44,10 @@ impl Direction {
             Preamble::Absent => (State::Head(building, HeadScan::new(false)), 0),
             Preamble::Header { len, source } => {
                 cx.counters.proxy_headers += 1;
-                self.proxied = source;
+                let from = &cx.options.proxy_from;
+                let peer = cx.ends.src.ip();
+                let believed = from.is_empty() || from.iter().any(|net| net.contains(peer));
+                self.proxied = source.filter(|_| believed);
                 let next = State::Head(Building::default(), HeadScan::new(false));
                 (next, len.saturating_sub(held))
             }

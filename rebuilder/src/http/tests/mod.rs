@@ -7,6 +7,7 @@ mod heads;
 mod health_check;
 mod llhttp;
 mod properties;
+mod proxy;
 mod row;
 mod table;
 
