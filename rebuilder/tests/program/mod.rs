@@ -1,0 +1,151 @@
+//! The program as a process on loopback, and an analyser that writes down what it gets.
+
+#![allow(dead_code, reason = "each test takes what it needs")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::wire::vxlan;
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the analyser got: head and body.
+#[derive(Clone, Debug)]
+pub(crate) struct Got {
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Got {
+    pub(crate) fn target(&self) -> &str {
+        self.head.split(' ').nth(1).unwrap()
+    }
+
+    /// The value of the only field of this name.
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
+        let mut values = self
+            .head
+            .lines()
+            .filter_map(|l| l.split_once(": "))
+            .filter(|(n, _)| n.eq_ignore_ascii_case(name));
+        let value = values.next().map(|(_, v)| v);
+        assert_eq!(values.next(), None, "{name} twice in {}", self.head);
+        value
+    }
+}
+
+/// Answers each request (with a `Content-Length`, or without body) with 200 and gives it to the receiver. Ends with the
+/// test.
+pub(crate) fn analyser() -> (SocketAddr, Receiver<Got>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (requests, received) = channel();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, requests) = (stream.unwrap(), requests.clone());
+            thread::spawn(move || {
+                let mut lines = BufReader::new(stream.try_clone().unwrap());
+                let mut head = String::new();
+                while lines.read_line(&mut head).is_ok_and(|n| n > 0) {
+                    if !head.ends_with("\r\n\r\n") {
+                        continue;
+                    }
+                    let mut got = Got {
+                        head: std::mem::take(&mut head),
+                        body: Vec::new(),
+                    };
+                    let length = got
+                        .field("Content-Length")
+                        .map_or(0, |l| l.parse().unwrap());
+                    got.body.resize(length, 0);
+                    if lines.read_exact(&mut got.body).is_err() {
+                        return;
+                    }
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                    let _ = requests.send(got);
+                }
+            });
+        }
+    });
+    (address, received)
+}
+
+/// A running program, killed with its owner.
+pub(crate) struct Rebuilder {
+    child: Child,
+    pub(crate) listen: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Rebuilder {
+    pub(crate) fn start(forward: SocketAddr, more: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_rebuilder"))
+            .args(["run", "--forward", &format!("http://{forward}")])
+            .args(["--workers", "1", "--listen", "127.0.0.1:0"])
+            .args(["--admin", "127.0.0.1:0"])
+            .args(more)
+            .env("NO_COLOR", "1")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let ready = loop {
+            let line = log.next().expect("it ended").unwrap();
+            if line.contains("ready") {
+                break line;
+            }
+        };
+        // What it says later must not meet a closed pipe.
+        thread::spawn(move || log.for_each(drop));
+        let word = |key: &str| {
+            let (_, rest) = ready.split_once(key).unwrap();
+            rest.split(' ').next().unwrap().parse().unwrap()
+        };
+        Self {
+            listen: word("listen="),
+            admin: word("admin="),
+            child,
+        }
+    }
+
+    /// Mirrored frames arrive.
+    pub(crate) fn send<'a>(&self, frames: impl IntoIterator<Item = &'a Vec<u8>>) {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for frame in frames {
+            socket.send_to(&vxlan(1, frame), self.listen).unwrap();
+        }
+    }
+
+    pub(crate) fn metrics(&self) -> String {
+        let mut stream = TcpStream::connect(self.admin).unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// Waits until the line stands in the metrics.
+    pub(crate) fn shows(&self, line: &str) {
+        let begun = Instant::now();
+        loop {
+            let metrics = self.metrics();
+            if metrics.lines().any(|l| l == line) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "no `{line}` in\n{metrics}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Rebuilder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
