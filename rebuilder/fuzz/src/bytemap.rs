@@ -8,6 +8,8 @@ const BLOCK: usize = 64;
 #[derive(Default)]
 pub(crate) struct ByteMap {
     blocks: HashMap<u32, [u8; BLOCK]>,
+    /// Cells that are not zero.
+    len: usize,
 }
 
 impl ByteMap {
@@ -18,7 +20,9 @@ impl ByteMap {
     /// Notes that value number `variant` was seen at `at`.
     pub(crate) fn note(&mut self, at: u32, variant: u8) {
         let (block, place) = Self::split(at);
-        self.blocks.entry(block).or_insert([0; BLOCK])[place] |= 1 << (variant & 7);
+        let cell = &mut self.blocks.entry(block).or_insert([0; BLOCK])[place];
+        self.len += usize::from(*cell == 0);
+        *cell |= 1 << (variant & 7);
     }
 
     /// The values that were seen at `at`, as bits.
@@ -29,10 +33,6 @@ impl ByteMap {
 
     /// How many places were seen.
     pub(crate) fn len(&self) -> usize {
-        self.blocks
-            .values()
-            .flatten()
-            .filter(|seen| **seen != 0)
-            .count()
+        self.len
     }
 }

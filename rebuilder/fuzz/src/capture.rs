@@ -80,7 +80,17 @@ pub fn capture(data: &[u8]) {
         );
     }
     let most = 1 + Dice::of(data).below(40);
-    assert_eq!(read(data, most), (rows.clone(), error));
+    let (again, why) = read(data, most);
+    // What a decompressor had read of a damaged stream when it came upon the damage depends on how much it was given.
+    let damaged = [&error, &why]
+        .into_iter()
+        .flatten()
+        .any(|e| e.contains("gzip stream is damaged"));
+    if damaged {
+        assert!(rows.starts_with(&again) || again.starts_with(&rows));
+    } else {
+        assert_eq!((&again, why), (&rows, error));
+    }
 
     let options = PipelineOptions {
         stream: StreamOptions {

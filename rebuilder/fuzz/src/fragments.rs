@@ -35,10 +35,10 @@ impl Packet {
         } else {
             Ends::v6(n, 9)
         };
-        let size = match input.below(8) {
-            7 => 60_000,
-            6 => 9_000,
-            _ => 40 + usize::from(input.get::<u8>()) * 8,
+        let size = match input.get::<u8>() {
+            255 => 60_000,
+            250..255 => 9_000,
+            n => 40 + usize::from(n) * 8,
         } + usize::from(input.below(8));
         let seq = 1000 + u32::from(n);
         let header = Tcp {

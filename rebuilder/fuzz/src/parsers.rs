@@ -127,7 +127,9 @@ pub fn proxy(data: &[u8]) {
     } else {
         return;
     };
-    if len != data.len() {
+    // To `ppp` a line may hold a line feed, to haproxy and us it ends there.
+    let ends_once = bytes.starts_with(b"\r\n") || memchr::memchr(b'\n', &bytes) == Some(len - 1);
+    if len != data.len() || !ends_once {
         return;
     }
     let outcome = whole(&bytes, &HttpOptions::default());
@@ -430,10 +432,15 @@ fn number(text: &str, units: &[(&str, u128)], alone: u128) -> Option<u128> {
         .find_map(|(unit, worth)| Some((text.strip_suffix(unit)?, *worth)))
         .unwrap_or((text, alone));
     let digits = digits.strip_prefix('+').unwrap_or(digits);
-    let sound =
-        !digits.is_empty() && digits.len() < 30 && digits.bytes().all(|b| b.is_ascii_digit());
-    sound
-        .then(|| digits.parse::<u128>().ok())
-        .flatten()
-        .map(|n| n * unit)
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    // Nothing that is read here is longer than 20 digits.
+    let significant = digits.trim_start_matches('0');
+    let n = match significant.len() {
+        0 => 0,
+        1..30 => significant.parse::<u128>().ok()?,
+        _ => return None,
+    };
+    Some(n * unit)
 }
