@@ -62,12 +62,21 @@ impl Budget {
     /// Whether `source` may not hold `more` bytes: the table is full, or it is more than half full and the source
     /// would have more than a quarter of it.
     pub(crate) fn exceeded(&self, source: Source, more: usize) -> bool {
+        self.excess(source, more) > 0
+    }
+
+    /// How many bytes too many it would be if `source` held `more`.
+    pub(crate) fn excess(&self, source: Source, more: usize) -> usize {
         let total = self.total.saturating_add(more);
-        if total > self.cap {
-            return true;
+        let above_half = total.saturating_sub(self.cap / 2);
+        if above_half == 0 {
+            return 0;
         }
         let held = self.sources.get(&source).copied().unwrap_or(0);
-        total > self.cap / 2 && held.saturating_add(more) > self.cap / 4
+        let above_quarter = held.saturating_add(more).saturating_sub(self.cap / 4);
+        above_half
+            .min(above_quarter)
+            .max(total.saturating_sub(self.cap))
     }
 
     /// Whether the sums agree; `held` is the sum over all streams.

@@ -5,7 +5,7 @@ use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
 use super::budget::{Budget, Source};
-use super::held::{Held, What};
+use super::held::{Arrival, Held, Piece};
 use super::offset::{StreamOffset, advance, distance, len64};
 use super::table::Stats;
 use super::{Chunk, DirectionId, Endpoints, Interest, Sink, StreamOptions};
@@ -90,6 +90,8 @@ pub(super) struct Direction {
     held: Held,
     charged: usize,
     hole: Option<Hole>,
+    /// When the last new byte in order arrived.
+    progress: Timestamp,
     /// The farthest acknowledgement of the other side, and when it came.
     acked: Option<(StreamOffset, Timestamp)>,
     /// Bytes in this range were shed or refused at a cap: a hole in it is not waited for.
@@ -152,6 +154,7 @@ impl Direction {
             held: Held::default(),
             charged: 0,
             hole: None,
+            progress: env.now,
             acked: None,
             shed: None,
             fin: None,
@@ -172,7 +175,7 @@ impl Direction {
 
     /// The lowest sequence number is the start after all.
     fn open_midstream(&mut self, env: &mut Env<'_>, sink: &mut impl Sink) {
-        let at = self.held.first().map_or(self.next, |(at, _)| at);
+        let at = self.held.first().map_or(self.next, |first| first.at);
         self.open(at, true, env, sink);
         self.drain(env, sink);
     }
@@ -268,6 +271,7 @@ impl Direction {
         env: &mut Env<'_>,
         sink: &mut impl Sink,
     ) -> PacketOutcome {
+        self.give_up_cuts_for(part.payload.len(), env, sink);
         let cut = u64::from(part.cut.min(env.opts.window));
         let at = self.place(part.seq);
         let captured_end = at.saturating_add_unsigned(len64(part.payload.len()));
@@ -313,19 +317,35 @@ impl Direction {
         if bytes.is_empty() {
             // All of the captured payload is known; only the cut behind it may tell something new.
         } else if !self.is_waiting() && from == self.next && self.held.is_empty() {
-            self.deliver(bytes, part.ts, fresh, false, env, sink);
+            self.progress = env.now;
+            let piece = Piece {
+                data: bytes,
+                ts: part.ts,
+                segment_start: fresh,
+                conflict: false,
+            };
+            self.deliver(piece, env, sink);
             outcome = PacketOutcome::Stream;
         } else if self.has_no_room(from, bytes.len(), env) {
             self.note_shed(from, to);
             env.stats.shed_bytes += len64(bytes.len());
             return PacketOutcome::OverCap;
         } else {
-            let done = self
-                .held
-                .insert(from, bytes, part.ts, env.now, fresh, env.opts.overlap);
+            let new = Arrival {
+                at: from,
+                bytes,
+                ts: part.ts,
+                now: env.now,
+                segment_start: fresh,
+                suspect: false,
+            };
+            let done = self.held.insert(new, env.opts.overlap);
             env.stats.conflicting_bytes += done.conflicting;
             if done.stored > 0 {
                 outcome = PacketOutcome::Stream;
+                if from == self.next {
+                    self.progress = env.now;
+                }
             }
         }
         if cut > 0 && self.opaque.is_none() {
@@ -361,25 +381,17 @@ impl Direction {
         }
     }
 
-    fn deliver(
-        &mut self,
-        bytes: &[u8],
-        ts: Timestamp,
-        segment_start: bool,
-        conflict: bool,
-        env: &mut Env<'_>,
-        sink: &mut impl Sink,
-    ) {
-        let len = len64(bytes.len());
+    fn deliver(&mut self, piece: Piece<'_>, env: &mut Env<'_>, sink: &mut impl Sink) {
+        let len = len64(piece.data.len());
         self.next = self.next + len;
         if self.opaque.is_none() {
             env.stats.delivered_bytes += len;
         }
         let chunk = Chunk::Data {
-            bytes,
-            ts,
-            segment_start,
-            conflict,
+            bytes: piece.data,
+            ts: piece.ts,
+            segment_start: piece.segment_start,
+            conflict: piece.conflict,
         };
         self.emit(chunk, sink);
     }
@@ -406,23 +418,26 @@ impl Direction {
                 self.next = self.next.max(self.high);
                 break;
             }
-            let Some((at, _)) = self.held.first() else {
+            let Some(first) = self.held.first() else {
                 break;
             };
-            if at > self.next {
+            if first.at > self.next {
                 let before = self.next;
-                self.skip_shed(at, env, sink);
+                self.skip_shed(first.at, env, sink);
                 if self.next == before {
                     break;
                 }
                 continue;
             }
-            match self.held.pop_first().map(|(_, piece)| piece.what) {
-                Some(What::Bytes(b)) => {
-                    self.deliver(&b.data, b.ts, b.segment_start, b.conflict, env, sink);
-                }
-                Some(What::Cut(len)) => self.give_up_until(self.next + len, env, sink),
-                None => break,
+            if first.cut.is_some() {
+                // A hole, though its length is known.
+                break;
+            }
+            let Some(run) = self.held.pop_run() else {
+                break;
+            };
+            for piece in run.pieces() {
+                self.deliver(piece, env, sink);
             }
         }
         self.settle(env);
@@ -439,7 +454,7 @@ impl Direction {
         let at = StreamOffset(at);
         let lowest = match self.start {
             Start::At(start) => start,
-            Start::Waiting(_) => self.held.first().map_or(self.next, |(at, _)| at),
+            Start::Waiting(_) => self.held.first().map_or(self.next, |first| first.at),
         };
         if at > lowest || lowest.since(at) > u64::from(env.opts.window) {
             return false;
@@ -474,11 +489,9 @@ impl Direction {
             self.refresh_hole();
         }
         while self.hole_due(env.opts).is_some_and(|due| due <= env.now) {
-            let Some((at, _)) = self.held.first() else {
-                break;
-            };
-            self.give_up_until(at, env, sink);
-            self.drain(env, sink);
+            if !self.drop_stray(env) {
+                self.give_up_hole(env, sink);
+            }
             self.refresh_hole();
         }
         self.end_due(env.opts).is_some_and(|due| due <= env.now)
@@ -495,11 +508,12 @@ impl Direction {
         );
         assert!(self.held.cost() <= opts.flow_cap, "over the flow's cap");
         assert!(self.high >= self.held.end().unwrap_or(self.high));
-        if let Some((first, _)) = self.held.first() {
+        if let Some(first) = self.held.first() {
             assert!(self.opaque.is_none(), "an opaque direction holds bytes");
             if !self.is_waiting() {
-                assert!(first > self.next, "bytes wait that could be delivered");
-                assert_eq!(self.hole.map(|hole| hole.end), Some(first));
+                let waits = first.at > self.next || first.cut.is_some();
+                assert!(waits && first.at >= self.next, "bytes could be delivered");
+                assert!(self.hole.is_some());
             }
         } else {
             assert!(self.hole.is_none());

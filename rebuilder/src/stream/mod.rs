@@ -148,20 +148,6 @@ pub enum OverlapPolicy {
     Linux,
 }
 
-impl OverlapPolicy {
-    /// Whether the segment `new` (start, end) wins the bytes that it shares with the held piece `old`.
-    fn new_wins(
-        self,
-        new: (StreamOffset, StreamOffset),
-        old: (StreamOffset, StreamOffset),
-    ) -> bool {
-        match self {
-            Self::First => false,
-            Self::Linux => new.0 < old.0 || (new.0 == old.0 && new.1 > old.1),
-        }
-    }
-}
-
 /// Times and caps of the flow table. All times are flow time.
 #[derive(Clone, Debug)]
 pub struct StreamOptions {
@@ -173,6 +159,9 @@ pub struct StreamOptions {
     pub gap_after: Duration,
     /// A hole becomes a gap this long after the other side acknowledged all of it. Default: 100 ms.
     pub acked_gap_after: Duration,
+    /// What a cut frame proves to be missing becomes a gap this long after it: a connection that is mirrored twice may
+    /// have a whole copy. Default: 100 ms.
+    pub cut_gap_after: Duration,
     /// How long a direction whose SYN was not seen waits for earlier bytes. Default: 50 ms.
     pub midstream_wait: Duration,
     /// A flow without packets for this long is flushed and closed; what comes later is joined midway, and whom a PROXY
@@ -203,6 +192,7 @@ impl Default for StreamOptions {
             overlap: OverlapPolicy::default(),
             gap_after: Duration::from_secs(1),
             acked_gap_after: Duration::from_millis(100),
+            cut_gap_after: Duration::from_millis(100),
             midstream_wait: Duration::from_millis(50),
             idle: Duration::from_secs(600),
             linger: Duration::from_secs(2),

@@ -1,9 +1,14 @@
 //! What a direction sheds when it, its sender or the table has reached a cap.
 
 use super::super::Sink;
-use super::super::held::{PIECE_OVERHEAD, What};
-use super::super::offset::{StreamOffset, len64};
+use super::super::held::{MARK_BYTES, RUN_OVERHEAD};
+use super::super::offset::StreamOffset;
 use super::{Direction, Env};
+
+/// What a segment of `len` bytes costs at most.
+fn cost_of(len: usize) -> usize {
+    len.saturating_add(RUN_OVERHEAD + MARK_BYTES)
+}
 
 impl Direction {
     /// Gives up a hole before `to` of which it is known that its bytes were shed.
@@ -12,6 +17,8 @@ impl Direction {
         if self.is_waiting() {
             return;
         }
+        // Copies of what was shed may be held.
+        let to = self.held.first().map_or(to, |first| first.at.min(to));
         if from <= self.next && self.next < end && to > self.next {
             self.give_up_until(to.min(end), env, sink);
         }
@@ -27,14 +34,33 @@ impl Direction {
         self.charged = cost;
     }
 
+    /// How many bytes over a cap `more` would be.
+    fn excess(&self, more: usize, env: &Env<'_>) -> usize {
+        let cost = self.held.cost().saturating_add(more);
+        cost.saturating_sub(env.opts.flow_cap)
+            .max(env.budget.excess(self.source, more))
+    }
+
+    /// Where a segment of `len` bytes would exceed a cap, gives up what cut frames prove to be missing rather than shed
+    /// bytes for the sake of a copy that may come.
+    pub(super) fn give_up_cuts_for(&mut self, len: usize, env: &mut Env<'_>, sink: &mut impl Sink) {
+        while self.held.first().is_some_and(|first| first.cut.is_some())
+            && !self.is_waiting()
+            && self.excess(cost_of(len), env) > 0
+        {
+            if self.held.first().is_none_or(|first| first.at > self.next) {
+                break;
+            }
+            self.give_up_hole(env, sink);
+        }
+    }
+
     /// Whether a segment at `from` is the farthest ahead and exceeds a cap: then it is refused without a copy.
     pub(super) fn has_no_room(&self, from: StreamOffset, len: usize, env: &Env<'_>) -> bool {
-        let cost = len.saturating_add(PIECE_OVERHEAD);
         !self.is_waiting()
             && from > self.next
             && self.held.end().is_none_or(|end| from >= end)
-            && (self.held.cost().saturating_add(cost) > env.opts.flow_cap
-                || env.budget.exceeded(self.source, cost))
+            && self.excess(cost_of(len), env) > 0
     }
 
     /// Sheds the farthest ahead until the caps hold again, or until no more is held than `before`. Gives the lowest
@@ -46,7 +72,7 @@ impl Direction {
         sink: &mut impl Sink,
     ) -> Option<StreamOffset> {
         self.settle(env);
-        if !self.over_cap(before, env) {
+        if self.over_cap(before, env) == 0 {
             return None;
         }
         if self.is_waiting() {
@@ -54,28 +80,26 @@ impl Direction {
             self.open_midstream(env, sink);
         }
         let mut lowest = None;
-        while self.over_cap(before, env) {
-            let Some((at, piece)) = self.held.pop_last() else {
+        loop {
+            let over = self.over_cap(before, env);
+            if over == 0 {
+                break;
+            }
+            let Some(shed) = self.held.shed_last(over) else {
                 break;
             };
-            let len = match piece.what {
-                What::Bytes(bytes) => {
-                    let len = len64(bytes.data.len());
-                    env.stats.shed_bytes += len;
-                    len
-                }
-                What::Cut(len) => len,
-            };
-            self.note_shed(at, at + len);
-            lowest = Some(at);
+            env.stats.shed_bytes += shed.bytes;
+            self.note_shed(shed.from, shed.to);
+            lowest = Some(shed.from);
             self.settle(env);
         }
         lowest
     }
 
-    pub(super) fn over_cap(&self, before: usize, env: &Env<'_>) -> bool {
-        let cost = self.held.cost();
-        cost > before && (cost > env.opts.flow_cap || env.budget.exceeded(self.source, 0))
+    /// How many bytes must go: none where no more is held than `before`.
+    fn over_cap(&self, before: usize, env: &Env<'_>) -> usize {
+        let more = self.held.cost().saturating_sub(before);
+        self.excess(0, env).min(more)
     }
 
     pub(super) fn note_shed(&mut self, from: StreamOffset, to: StreamOffset) {

@@ -15,7 +15,13 @@ impl Direction {
     /// Takes a FIN that stands at `at`. One before bytes that were seen is not the sender's.
     pub(in crate::stream) fn note_fin(&mut self, at: StreamOffset, env: &Env<'_>) {
         let known = self.fin.is_some_and(|(fin, _)| fin >= at);
-        if at >= self.high && !known && at.since(self.next) <= u64::from(env.opts.window) {
+        // A stray says nothing of where the stream ends.
+        let high = if self.is_stray() {
+            self.next
+        } else {
+            self.high
+        };
+        if at >= high && !known && at.since(self.next) <= u64::from(env.opts.window) {
             self.fin = Some((at, env.now));
         }
     }
@@ -95,9 +101,11 @@ impl Direction {
         if self.is_waiting() {
             self.open_midstream(env, sink);
         }
-        while let Some((at, _)) = self.held.first() {
-            self.give_up_until(at, env, sink);
-            self.drain(env, sink);
+        if self.fin.is_some_and(|(fin, _)| fin < self.high) {
+            self.drop_stray(env);
+        }
+        while !self.held.is_empty() {
+            self.give_up_hole(env, sink);
         }
         let known_end = self.fin.map_or(self.high, |(fin, _)| fin.max(self.high));
         self.give_up_until(known_end, env, sink);

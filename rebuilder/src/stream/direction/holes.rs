@@ -5,9 +5,13 @@ use std::time::Duration;
 use crate::decode::Seq;
 use crate::time::Timestamp;
 
-use super::super::StreamOptions;
 use super::super::offset::StreamOffset;
+use super::super::{Sink, StreamOptions};
 use super::{Direction, Env, Hole};
+
+/// How far ahead a segment may lie alone and still be believed: more than what overtakes a byte on the way from the
+/// mirror (64 jumbo frames are 576 KiB), and no more than a server's own receive window would take.
+const STRAY_REACH: u64 = 1 << 20;
 
 impl Direction {
     /// Takes an acknowledgement of the other side.
@@ -29,7 +33,10 @@ impl Direction {
     /// Notes whether there is a hole, and whether the other side has all of it.
     pub(super) fn refresh_hole(&mut self) {
         let end = match self.held.first() {
-            Some((end, _)) if !self.is_waiting() => end,
+            Some(first) if !self.is_waiting() => match first.cut {
+                Some((end, _)) if first.at <= self.next => end,
+                _ => first.at,
+            },
             _ => {
                 self.hole = None;
                 return;
@@ -51,9 +58,56 @@ impl Direction {
     /// When the hole becomes a gap.
     pub(super) fn hole_due(&self, opts: &StreamOptions) -> Option<Timestamp> {
         let hole = self.hole?;
-        // A byte that is exactly as late as the setting allows still fills its hole.
-        let by_age = self.held.first()?.1 + opts.gap_after + Duration::from_nanos(1);
+        let first = self.held.first()?;
+        let by_cut = match first.cut {
+            Some((_, since)) if first.at <= self.next => Some(since + opts.cut_gap_after),
+            _ => None,
+        };
+        // A byte that is exactly as late as the setting allows still fills its hole; and while bytes in order arrive,
+        // the sender is not behind the hole.
+        let by_age = first.known.max(self.progress) + opts.gap_after + Duration::from_nanos(1);
         let by_ack = hole.acked.map(|at| at + opts.acked_gap_after);
-        Some(by_ack.map_or(by_age, |by_ack| by_ack.min(by_age)))
+        by_cut.into_iter().chain(by_ack).chain([by_age]).min()
+    }
+
+    /// Gives the hole up: the bytes before what is held, or the cut that is next.
+    pub(super) fn give_up_hole(&mut self, env: &mut Env<'_>, sink: &mut impl Sink) {
+        let Some(first) = self.held.first() else {
+            return;
+        };
+        match first.cut {
+            Some((end, _)) if first.at <= self.next => {
+                self.held.pop_cut();
+                self.give_up_until(end, env, sink);
+            }
+            _ => self.give_up_until(first.at, env, sink),
+        }
+        self.drain(env, sink);
+    }
+
+    /// Drops a segment that lies alone, far ahead, and of which nobody has acknowledged anything, instead of giving up
+    /// all that lies before it: whoever can guess a port may send it, and the stream would be lost up to there. If it
+    /// was the sender's after all, it is as lost as the many bytes before it; what follows tells the gap.
+    pub(super) fn drop_stray(&mut self, env: &mut Env<'_>) -> bool {
+        let acked = self.hole.is_some_and(|hole| hole.acked.is_some());
+        if acked || !self.is_stray() {
+            return false;
+        }
+        if let Some(shed) = self.held.shed_last(usize::MAX) {
+            env.stats.shed_bytes += shed.bytes;
+        }
+        self.high = self.next;
+        self.settle(env);
+        true
+    }
+
+    /// Whether all that is held is a single segment farther ahead than [`STRAY_REACH`].
+    pub(super) fn is_stray(&self) -> bool {
+        self.held.is_lone()
+            && !self.is_waiting()
+            && self
+                .held
+                .first()
+                .is_some_and(|first| first.at.since(self.next) > STRAY_REACH)
     }
 }

@@ -3,19 +3,17 @@
 use crate::telemetry::PacketOutcome;
 
 use super::*;
-use crate::stream::held::PIECE_OVERHEAD;
+use crate::stream::held::{MARK_BYTES, RUN_OVERHEAD};
 
-/// What a held piece of ten bytes costs.
-const TEN: usize = 10 + PIECE_OVERHEAD;
+/// What ten bytes cost that touch nothing.
+const TEN: usize = 10 + MARK_BYTES + RUN_OVERHEAD;
 
-fn capped(pieces_a_flow: usize, pieces: usize) -> Lab {
-    let opts = StreamOptions {
-        flow_cap: pieces_a_flow * TEN,
-        total_cap: pieces * TEN,
-        max_flows: 1000,
+fn capped(flow_cap: usize, total_cap: usize) -> Lab {
+    Lab::with(StreamOptions {
+        flow_cap,
+        total_cap,
         ..StreamOptions::default()
-    };
-    Lab::with(opts)
+    })
 }
 
 fn ten(seq: u32, byte: u8) -> Seg {
@@ -24,25 +22,22 @@ fn ten(seq: u32, byte: u8) -> Seg {
 
 #[test]
 fn at_the_flows_cap_a_segment_farther_ahead_is_refused() {
-    let mut lab = capped(3, 1000);
+    let mut lab = capped(3 * TEN, 1 << 20);
     lab.push(&seg(99, b"").syn());
     for n in 1..4 {
-        assert_eq!(
-            lab.push(&ten(100 + 10 * n, b'0' + u8::try_from(n).unwrap())),
-            PacketOutcome::Stream
-        );
+        assert_eq!(lab.push(&ten(100 + 20 * n, b'x')), PacketOutcome::Stream);
     }
     assert_eq!(lab.streams.held_bytes(), 3 * TEN);
-    assert_eq!(lab.push(&ten(140, b'4')), PacketOutcome::OverCap);
+    assert_eq!(lab.push(&ten(180, b'4')), PacketOutcome::OverCap);
     assert_eq!(lab.streams.held_bytes(), 3 * TEN);
     assert_eq!(lab.streams.shed_bytes(), 10);
 }
 
 #[test]
 fn at_the_flows_cap_the_farthest_ahead_is_shed_for_what_is_nearer() {
-    let mut lab = capped(2, 1000);
+    let mut lab = capped(2 * TEN, 1 << 20);
     lab.push(&seg(99, b"").syn());
-    lab.push_all(&[ten(130, b'3'), ten(120, b'2')]);
+    lab.push_all(&[ten(150, b'5'), ten(130, b'3')]);
     assert_eq!(lab.push(&ten(110, b'1')), PacketOutcome::Stream);
     assert_eq!(lab.streams.shed_bytes(), 10);
     assert_eq!(
@@ -50,27 +45,81 @@ fn at_the_flows_cap_the_farthest_ahead_is_shed_for_what_is_nearer() {
         PacketOutcome::Stream,
         "bytes in order always pass"
     );
-    assert_eq!(lab.text(), "000000000011111111112222222222");
-    // What was shed is not waited for: the next segment tells the gap at once.
-    assert_eq!(lab.push(&ten(140, b'4')), PacketOutcome::Stream);
+    lab.push_all(&[ten(120, b'2'), ten(140, b'4')]);
     assert_eq!(
         lab.text(),
-        "000000000011111111112222222222~~~~~~~~~~4444444444"
+        "00000000001111111111222222222233333333334444444444"
     );
+    // What was shed is not waited for: the next segment tells the gap at once.
+    assert_eq!(lab.push(&ten(160, b'6')), PacketOutcome::Stream);
+    assert!(lab.text().ends_with("4444444444~~~~~~~~~~6666666666"));
+}
+
+/// Neighbours share a run: of that only so much is shed as must be, and whole segments.
+#[test]
+fn of_neighbours_only_the_farthest_segments_are_shed() {
+    let mut lab = capped(RUN_OVERHEAD + 10 * MARK_BYTES + 1000, 1 << 20);
+    lab.push(&seg(99, b"").syn());
+    for n in 1..=5 {
+        assert_eq!(
+            lab.push(&seg(100 * n + 100, &[b'0' + u8::try_from(n).unwrap(); 100])),
+            PacketOutcome::Stream
+        );
+    }
+    assert_eq!(lab.push(&seg(110, &[b'a'; 90])), PacketOutcome::Stream);
+    while lab.streams.shed_bytes() == 0 {
+        let end = 700 + u32::try_from(lab.streams.held_bytes()).unwrap();
+        lab.push(&ten(end, b'z'));
+    }
+    let nearer = lab.push(&seg(102, b"bbb"));
+    assert_eq!(nearer, PacketOutcome::Stream);
+    lab.push(&seg(100, b"cc"));
+    lab.push(&seg(105, b"ddddd"));
+    let want: String = format!("ccbbbddddd{}", "a".repeat(90));
+    assert!(lab.text().starts_with(&want));
+    assert!(lab.text().contains(&"3".repeat(100)), "{}", lab.text());
 }
 
 #[test]
 fn a_copy_of_what_was_shed_is_taken_while_its_turn_has_not_passed() {
-    let mut lab = capped(2, 1000);
+    let mut lab = capped(2 * TEN, 1 << 20);
     lab.push(&seg(99, b"").syn());
     lab.push_all(&[
-        ten(110, b'1'),
         ten(120, b'2'),
-        ten(130, b'3'),
+        ten(140, b'4'),
+        ten(160, b'6'),
         ten(100, b'0'),
     ]);
-    assert_eq!(lab.push(&ten(130, b'3')), PacketOutcome::Stream);
-    lab.push(&ten(140, b'4'));
+    assert_eq!(lab.streams.shed_bytes(), 10);
+    lab.push_all(&[ten(110, b'1'), ten(130, b'3')]);
+    assert_eq!(lab.push(&ten(160, b'6')), PacketOutcome::Stream);
+    lab.push(&ten(150, b'5'));
+    assert_eq!(
+        lab.text(),
+        "0000000000111111111122222222223333333333444444444455555555556666666666"
+    );
+}
+
+#[test]
+fn shed_bytes_at_the_very_end_are_told_as_a_gap() {
+    let mut lab = capped(TEN, 1 << 20);
+    lab.push(&seg(99, b"").syn());
+    lab.push_all(&[ten(110, b'1'), ten(130, b'3'), ten(100, b'0')]);
+    lab.finish();
+    assert_eq!(
+        lab.text(),
+        format!("00000000001111111111{}", "~".repeat(20))
+    );
+}
+
+#[test]
+fn a_flow_that_waits_for_its_start_begins_early_rather_than_lose_bytes() {
+    let mut lab = capped(2 * TEN, 1 << 20);
+    lab.push_all(&[ten(140, b'4'), ten(120, b'2')]);
+    assert!(lab.sink.dirs.is_empty());
+    assert_eq!(lab.push(&ten(100, b'0')), PacketOutcome::Stream);
+    assert_eq!(lab.streams.shed_bytes(), 0);
+    lab.push_all(&[ten(110, b'1'), ten(130, b'3')]);
     assert_eq!(
         lab.text(),
         "00000000001111111111222222222233333333334444444444"
@@ -78,27 +127,8 @@ fn a_copy_of_what_was_shed_is_taken_while_its_turn_has_not_passed() {
 }
 
 #[test]
-fn shed_bytes_at_the_very_end_are_told_as_a_gap() {
-    let mut lab = capped(1, 1000);
-    lab.push(&seg(99, b"").syn());
-    lab.push_all(&[ten(110, b'1'), ten(120, b'2'), ten(100, b'0')]);
-    lab.finish();
-    assert_eq!(lab.text(), "00000000001111111111~~~~~~~~~~");
-}
-
-#[test]
-fn a_flow_that_waits_for_its_start_begins_early_rather_than_lose_bytes() {
-    let mut lab = capped(2, 1000);
-    lab.push_all(&[ten(120, b'2'), ten(110, b'1')]);
-    assert!(lab.sink.dirs.is_empty());
-    assert_eq!(lab.push(&ten(100, b'0')), PacketOutcome::Stream);
-    assert_eq!(lab.streams.shed_bytes(), 0);
-    assert_eq!(lab.text(), "000000000011111111112222222222");
-}
-
-#[test]
 fn one_sender_holds_a_quarter_once_the_table_is_half_full() {
-    let mut lab = capped(100, 40);
+    let mut lab = capped(100 * TEN, 40 * TEN);
     let from =
         |host: u32, port: u32, seq: u32| ten(seq, b'x').src(&format!("10.1.0.{host}:{port}"));
     let syn = |host: u32, port: u32| seg(99, b"").syn().src(&format!("10.1.0.{host}:{port}"));
@@ -112,13 +142,13 @@ fn one_sender_holds_a_quarter_once_the_table_is_half_full() {
     // Others are not hurt, up to their own quarter.
     lab.push(&syn(2, 1));
     for n in 1..=10 {
-        assert_eq!(lab.push(&from(2, 1, 100 + 10 * n)), PacketOutcome::Stream);
+        assert_eq!(lab.push(&from(2, 1, 100 + 20 * n)), PacketOutcome::Stream);
     }
-    assert_eq!(lab.push(&from(2, 1, 300)), PacketOutcome::OverCap);
+    assert_eq!(lab.push(&from(2, 1, 500)), PacketOutcome::OverCap);
     // The total binds everyone.
     lab.push(&syn(3, 1));
     for n in 1..=10 {
-        assert_eq!(lab.push(&from(3, 1, 100 + 10 * n)), PacketOutcome::Stream);
+        assert_eq!(lab.push(&from(3, 1, 100 + 20 * n)), PacketOutcome::Stream);
     }
     lab.push(&syn(4, 1));
     assert_eq!(lab.streams.held_bytes(), 40 * TEN);
@@ -146,8 +176,8 @@ fn one_byte_pieces_are_charged_their_bookkeeping() {
         refused += u32::from(lab.push_unchecked(&seg(102 + 2 * n, b"x")) == PacketOutcome::OverCap);
     }
     lab.streams.check();
-    // 65,536 bytes hold 407 pieces of 161 bytes.
-    assert_eq!(refused, 10_000 - 407);
+    // 65,536 bytes hold 339 pieces of 193 bytes.
+    assert_eq!(refused, 10_000 - 339);
 }
 
 #[test]
@@ -188,7 +218,7 @@ fn a_flood_of_syns_makes_no_flow() {
     lab.streams.check();
     assert_eq!(
         (lab.streams.flows(), lab.streams.held_bytes()),
-        (1, 4 + PIECE_OVERHEAD)
+        (1, 4 + MARK_BYTES + RUN_OVERHEAD)
     );
     lab.finish();
     assert_eq!(lab.text(), "mine");

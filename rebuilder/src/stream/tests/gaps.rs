@@ -59,6 +59,66 @@ fn a_hole_is_as_old_as_the_first_byte_seen_behind_it() {
     assert_eq!(lab.text(), "ab~~efgh~~~~~~~~~~~~x");
 }
 
+/// A byte far ahead that nobody sent, or that some broken card made up, and a stream that goes on.
+#[test]
+fn a_stray_byte_far_ahead_costs_no_byte_of_a_stream_that_goes_on() {
+    // Nearer than a mebibyte it is believed, but not while bytes in order come.
+    for (reach, pause) in [
+        (5_000_000, 3 * SECOND),
+        (5_000_000, 900 * MS),
+        (500_000, 900 * MS),
+    ] {
+        let mut lab = Lab::after_syn(99);
+        lab.push(&seg(100, b"ab"));
+        assert_eq!(lab.push(&seg(100 + reach, b"!")), PacketOutcome::Stream);
+        for n in 0..10 {
+            lab.wait(pause);
+            assert_eq!(lab.push(&seg(102 + 2 * n, b"cd")), PacketOutcome::Stream);
+        }
+        assert_eq!(
+            lab.text(),
+            format!("ab{}", "cd".repeat(10)),
+            "{reach} {pause}"
+        );
+        lab.push(&seg(122, b"").fin());
+        lab.wait(4 * SECOND);
+        let stats = lab.streams.stats();
+        if reach > 1 << 20 {
+            assert_eq!((stats.gap_bytes, stats.shed_bytes), (0, 1), "it is counted");
+            assert_eq!(lab.log().last(), Some(&Event::Closed(End::Fin)));
+        }
+    }
+}
+
+#[test]
+fn a_stray_that_the_other_side_acknowledged_or_that_goes_on_is_no_stray() {
+    let far = 5_000_000;
+    for acked in [true, false] {
+        let mut lab = Lab::after_syn(99);
+        lab.push(&seg(100, b"ab"));
+        lab.push(&seg(far, b"yz"));
+        if acked {
+            lab.push(&reply(500, b"").ack(far + 2));
+        } else {
+            lab.push(&seg(far + 2, b"z"));
+        }
+        lab.wait(SECOND + 1);
+        assert_eq!(lab.log()[2], Event::Gap(u64::from(far - 102)));
+    }
+}
+
+#[test]
+fn a_hole_that_is_being_filled_is_waited_for() {
+    let mut lab = Lab::after_syn(99);
+    lab.push(&seg(110, b"k"));
+    lab.push(&seg(111, b"l"));
+    for n in 0..10 {
+        lab.wait(900 * MS);
+        assert_eq!(lab.push(&seg(100 + n, b"x")), PacketOutcome::Stream);
+    }
+    assert_eq!(lab.text(), "xxxxxxxxxxkl");
+}
+
 #[test]
 fn another_flows_packet_lets_the_time_of_a_hole_pass() {
     let mut lab = hole();
@@ -123,17 +183,101 @@ fn an_acknowledgement_without_a_byte_behind_the_hole_makes_no_gap() {
 fn a_cut_frame_is_a_gap_of_known_length() {
     let mut lab = Lab::after_syn(99);
     assert_eq!(lab.push(&seg(100, b"ab").cut(3)), PacketOutcome::Stream);
-    assert_eq!(lab.log()[2], Event::Gap(3), "at once: nothing can fill it");
     lab.push(&seg(105, b"fgh"));
+    lab.wait(100 * MS - 1);
+    assert_eq!(lab.text(), "ab", "a whole copy may come");
+    lab.wait(1);
+    assert_eq!(lab.log()[2], Event::Gap(3));
     assert_eq!(lab.text(), "ab~~~fgh");
 }
 
 #[test]
-fn a_full_copy_behind_the_verdict_on_a_cut_is_a_duplicate() {
+fn a_cut_with_nothing_behind_it_is_a_gap_all_the_same() {
     let mut lab = Lab::after_syn(99);
     lab.push(&seg(100, b"ab").cut(3));
+    lab.wait(100 * MS);
+    assert_eq!(lab.log()[2..], [Event::Gap(3)]);
+    assert_eq!(lab.streams.held_bytes(), 0);
+}
+
+#[test]
+fn a_whole_copy_behind_the_verdict_on_a_cut_is_a_duplicate() {
+    let mut lab = Lab::after_syn(99);
+    lab.push(&seg(100, b"ab").cut(3));
+    lab.now += 100 * MS;
     assert_eq!(lab.push(&seg(100, b"abcde")), PacketOutcome::Duplicate);
     assert_eq!(lab.text(), "ab~~~");
+}
+
+/// Mirrored twice, and the copy that was cut came first: sixteen of twenty requests were lost once.
+#[test]
+fn a_whole_copy_after_the_cut_one_makes_the_bytes_whole() {
+    for delay in [0, 200_000, 50 * MS, 100 * MS - 1] {
+        let mut lab = Lab::after_syn(99);
+        for n in 0..20 {
+            let at = 100 + 6 * n;
+            lab.push(&seg(at, b"abcd").cut(2));
+            lab.wait(delay);
+            assert_eq!(lab.push(&seg(at, b"abcdef")), PacketOutcome::Stream);
+        }
+        assert_eq!(lab.text(), "abcdef".repeat(20), "{delay} ns later");
+        assert_eq!(lab.streams.stats().gap_bytes, 0);
+    }
+}
+
+/// The copies of the second mirror session come 50 ms behind those of the first, which are cut.
+#[test]
+fn a_stream_of_cut_frames_is_made_whole_by_copies_50_ms_behind() {
+    const FRAME: u32 = 9000;
+    let whole: Vec<u8> = (0..=255).cycle().take(FRAME as usize).collect();
+    let mut lab = Lab::after_syn(99);
+    for n in 0..60 {
+        lab.push_unchecked(&seg(100 + n * FRAME, &whole[..8450]).cut(FRAME - 8450));
+        if let Some(before) = n.checked_sub(50) {
+            lab.push_unchecked(&seg(100 + before * FRAME, &whole));
+        }
+        lab.now += MS;
+    }
+    lab.streams.check();
+    assert!(text(lab.log()).starts_with(&whole.repeat(10)));
+    assert_eq!(lab.streams.stats().gap_bytes, 0);
+}
+
+/// At 1 Gbit/s a hundred milliseconds are 12 MB, three times what a flow may hold.
+#[test]
+fn an_upload_of_cut_frames_gives_its_cuts_up_before_anything_is_shed() {
+    const FRAME: u32 = 9000;
+    let captured = vec![b'x'; 8450];
+    let mut lab = Lab::with(StreamOptions {
+        flow_cap: 1 << 18,
+        ..StreamOptions::default()
+    });
+    lab.push(&seg(99, b"").syn());
+    for n in 0..2000 {
+        let outcome = lab.push_unchecked(&seg(100 + n * FRAME, &captured).cut(FRAME - 8450));
+        assert_eq!(outcome, PacketOutcome::Stream);
+        lab.now += 72_000;
+    }
+    lab.streams.check();
+    assert_eq!(lab.streams.shed_bytes(), 0);
+    lab.finish();
+    assert_eq!(lab.streams.stats().delivered_bytes, 2000 * 8450);
+    assert_eq!(
+        lab.streams.stats().gap_bytes,
+        2000 * u64::from(FRAME - 8450)
+    );
+}
+
+#[test]
+fn a_cut_that_waited_behind_a_hole_has_used_up_its_time() {
+    let mut lab = Lab::after_syn(99);
+    lab.push(&seg(103, b"d").cut(2));
+    lab.push(&seg(106, b"g"));
+    lab.wait(500 * MS);
+    lab.push(&seg(100, b"abc"));
+    assert_eq!(lab.text(), "abcd");
+    lab.wait(0);
+    assert_eq!(lab.text(), "abcd~~g");
 }
 
 #[test]
@@ -141,6 +285,7 @@ fn a_copy_that_is_held_fills_a_cut() {
     let mut lab = Lab::after_syn(99);
     lab.push(&seg(103, b"de"));
     lab.push(&seg(100, b"ab").cut(3));
+    lab.wait(100 * MS);
     assert_eq!(lab.text(), "ab~de");
 }
 
@@ -153,6 +298,7 @@ fn a_cut_ahead_of_a_hole_waits_for_a_copy_until_its_turn() {
             assert_eq!(lab.push(&seg(103, b"defghi")), PacketOutcome::Stream);
         }
         lab.push(&seg(100, b"abc"));
+        lab.wait(100 * MS);
         assert_eq!(lab.text(), expected);
     }
 }
@@ -161,6 +307,7 @@ fn a_cut_ahead_of_a_hole_waits_for_a_copy_until_its_turn() {
 fn a_copy_in_the_middle_of_a_cut_leaves_both_ends_missing() {
     let mut lab = Lab::after_syn(99);
     lab.push_all(&[seg(101, b"b").cut(6), seg(104, b"ee"), seg(100, b"a")]);
+    lab.wait(100 * MS);
     assert_eq!(lab.text(), "ab~~ee~~");
 }
 
@@ -184,6 +331,7 @@ fn copies_cut_at_different_lengths_hold_one_piece_for_the_missing_tail() {
         lab.push(&seg(110, &vec![b'x'; len]).cut(100 - u32::try_from(len).unwrap()));
     }
     lab.push(&seg(100, b"0123456789"));
+    lab.wait(100 * MS);
     assert_eq!(
         lab.text(),
         format!("0123456789{}{}", "x".repeat(49), "~".repeat(51))
@@ -199,6 +347,7 @@ fn a_frame_cut_before_its_first_byte_is_a_gap_too() {
         PacketOutcome::Control,
         "no captured payload"
     );
+    lab.wait(100 * MS);
     assert_eq!(lab.text(), "ab~~~~");
 }
 

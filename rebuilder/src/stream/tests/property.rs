@@ -10,8 +10,8 @@ use super::*;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cell {
     Unknown,
-    /// A cut frame proves that it is missing; since when anything is known of it.
-    Cut(u64),
+    /// A cut frame proves that it is missing; since when anything is known of it, and since when that.
+    Cut(u64, u64),
     Have {
         byte: u8,
         since: u64,
@@ -23,6 +23,8 @@ enum Cell {
 struct Oracle {
     cells: Vec<Cell>,
     next: usize,
+    /// When the last new byte in order came.
+    progress: u64,
     /// `None` is a missing byte; the flag is whether copies disagreed.
     out: Vec<Option<(u8, bool)>>,
 }
@@ -32,6 +34,7 @@ impl Oracle {
         Self {
             cells: vec![Cell::Unknown; len],
             next: 0,
+            progress: 0,
             out: Vec::new(),
         }
     }
@@ -39,37 +42,37 @@ impl Oracle {
     fn known(cell: Cell) -> Option<u64> {
         match cell {
             Cell::Unknown => None,
-            Cell::Cut(since) | Cell::Have { since, .. } => Some(since),
+            Cell::Cut(since, _) | Cell::Have { since, .. } => Some(since),
         }
     }
 
     fn run(&mut self) {
-        while let Some(cell) = self.cells.get(self.next) {
-            match *cell {
-                Cell::Unknown => break,
-                Cell::Cut(_) => self.out.push(None),
-                Cell::Have { byte, conflict, .. } => self.out.push(Some((byte, conflict))),
-            }
+        while let Some(Cell::Have { byte, conflict, .. }) = self.cells.get(self.next) {
+            self.out.push(Some((*byte, *conflict)));
             self.next += 1;
         }
     }
 
-    /// Rule 3a.
+    /// When the hole at `next` is given up, if there is one: rule 3a, and a tenth of a second for what is cut.
+    fn due(&self) -> Option<u64> {
+        let behind = &self.cells[self.next..];
+        let since = behind.iter().filter_map(|c| Self::known(*c)).min()?;
+        let by_age = since.max(self.progress) + SECOND + 1;
+        Some(match behind[0] {
+            Cell::Cut(_, cut) => by_age.min(cut + 100 * MS),
+            _ => by_age,
+        })
+    }
+
     fn time(&mut self, now: u64) {
-        loop {
-            let behind = &self.cells[self.next..];
-            let Some(since) = behind.iter().filter_map(|c| Self::known(*c)).min() else {
-                return;
-            };
-            if now <= since + SECOND {
-                return;
-            }
+        while self.due().is_some_and(|due| due <= now) {
             self.skip_hole();
         }
     }
 
     fn skip_hole(&mut self) {
-        while self.cells.get(self.next) == Some(&Cell::Unknown) {
+        let first = self.cells[self.next];
+        while self.cells.get(self.next) == Some(&first) {
             self.out.push(None);
             self.next += 1;
         }
@@ -78,6 +81,9 @@ impl Oracle {
 
     fn segment(&mut self, at: usize, payload: &[u8], cut: usize, now: u64) {
         self.time(now);
+        if at <= self.next && self.next < at + payload.len() {
+            self.progress = now;
+        }
         for (i, byte) in payload.iter().enumerate() {
             let at = at + i;
             if at < self.next {
@@ -101,7 +107,7 @@ impl Oracle {
         }
         for cell in &mut self.cells[at + payload.len()..][..cut] {
             if *cell == Cell::Unknown {
-                *cell = Cell::Cut(now);
+                *cell = Cell::Cut(now, now);
             }
         }
         self.run();
