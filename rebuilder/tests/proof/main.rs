@@ -3,6 +3,8 @@
 //!
 //! | file | what it proves |
 //! |---|---|
+//! | `chaos.rs` | captures of nobody's design: no byte is made up, each has a number |
+//! | `dependencies.rs` | no AWS crate is compiled |
 //! | `exhaustion.rs` | memory stays within the cap, others' requests stay exact, every byte has a number |
 //! | `table.rs` | what a mirror loses, delays, doubles and cuts, and what comes out: a snapshot |
 //! | `tshark.rs` | another reader finds the same requests |
@@ -16,6 +18,8 @@
 
 mod build;
 mod captures;
+mod chaos;
+mod dependencies;
 mod exhaustion;
 mod metamorphic;
 mod random;

@@ -221,7 +221,7 @@ fn what_stands_around_the_packet_is_of_no_matter() {
         let f = wire::tagged(f, &[[0x88a8, 0x0064], [0x8100, 0x2005]]);
         wire::mirrored(&f, 7).unwrap_or(f)
     };
-    let cases: [(&str, Besides, usize, Retell); 8] = [
+    let cases: [(&str, Besides, usize, Retell); 11] = [
         ("VXLAN", Besides::Vni, 10_000, in_vxlan),
         ("VXLAN as a socket gives it", Besides::Vni, 10_000, |f| {
             wire::datagram(f, 7).unwrap_or_else(|| f.clone())
@@ -240,6 +240,21 @@ fn what_stands_around_the_packet_is_of_no_matter() {
             Besides::Nothing,
             10_000,
             wire::cooked,
+        ),
+        ("VXLAN in GENEVE", Besides::Vni, 10_000, |f| {
+            wire::through_a_gateway(f, 7).unwrap_or_else(|| f.clone())
+        }),
+        (
+            "an IPv6 extension header",
+            Besides::Nothing,
+            500,
+            wire::with_ipv6_extension,
+        ),
+        (
+            "TCP options",
+            Besides::Nothing,
+            5_000,
+            wire::with_tcp_options,
         ),
         (
             "IPv4 options",

@@ -252,6 +252,44 @@ pub(crate) fn with_ipv4_options(frame: &Owned) -> Owned {
     frame.with(data)
 }
 
+/// An empty destination options header in an IPv6 TCP packet.
+pub(crate) fn with_ipv6_extension(frame: &Owned) -> Owned {
+    let at = match layout(frame.link, &frame.data) {
+        Some(at) if at.v6 && !at.no_length && at.end - at.ip + at.cut <= 0xffff => at,
+        _ => return frame.clone(),
+    };
+    let mut data = frame.data.clone();
+    data[at.ip + 6] = 60;
+    put_u16(&mut data, at.ip + 4, at.end - at.tcp + at.cut + 8);
+    // RFC 8200 §4.2: next header TCP, no further 8 bytes, PadN of 4.
+    data.splice(at.tcp..at.tcp, [6, 0, 1, 4, 0, 0, 0, 0]);
+    frame.with(data)
+}
+
+/// A time stamp (RFC 7323 §3.2) and a signature (RFC 2385 §3.0) in front of a TCP header's own options, where there is
+/// room.
+pub(crate) fn with_tcp_options(frame: &Owned) -> Owned {
+    const OPTIONS: [u8; 32] = [
+        1, 1, 8, 10, 0, 1, 2, 3, 0, 3, 2, 1, 19, 18, 0x47, 0x45, 0x54, 0x20, 0x2f, 0x20, 0x48,
+        0x54, 0x54, 0x50, 0x2f, 0x31, 0x2e, 0x31, 13, 10, 1, 1,
+    ];
+    let at = match layout(frame.link, &frame.data) {
+        Some(at) if at.payload - at.tcp <= 60 - 32 && !at.no_length => at,
+        _ => return frame.clone(),
+    };
+    if at.end - at.ip + at.cut > 0xffff - 32 {
+        return frame.clone();
+    }
+    let kind = checksum(&frame.data, at);
+    let mut data = frame.data.clone();
+    let padding = data.split_off(at.end);
+    data[at.tcp + 12] += 0x80;
+    data.splice(at.tcp + 20..at.tcp + 20, OPTIONS);
+    finish(&mut data, at, at.cut, kind);
+    data.extend(padding);
+    frame.with(data)
+}
+
 /// Bytes behind the packet, as a card pads a short frame; here not zeros, which a reader might overlook.
 pub(crate) fn padded(frame: &Owned) -> Owned {
     match layout(frame.link, &frame.data) {
@@ -409,6 +447,32 @@ pub(crate) fn mirrored(frame: &Owned, vni: u32) -> Option<Owned> {
     data.extend_from_slice(&[0xc0, 0, 0x12, 0xb5, 0, 0, 0, 0]);
     put_u16(&mut data, 38, 8 + datagram.len());
     data.extend_from_slice(&datagram);
+    Some(Owned {
+        ts: frame.ts,
+        link: LinkType::Ethernet,
+        data,
+    })
+}
+
+/// The mirrored packet as a Gateway Load Balancer hands it on: GENEVE (RFC 8926 §3.4) with AWS' options around an IP
+/// packet, in UDP 6081.
+pub(crate) fn through_a_gateway(frame: &Owned, vni: u32) -> Option<Owned> {
+    let inner = unlinked(&mirrored(frame, vni)?);
+    // Two options of class 0x0108, 8 and 4 bytes long (the interface endpoint and the flow).
+    let mut geneve = vec![5, 0, 8, 0, 0, 0, 0, 0];
+    geneve.extend_from_slice(&[1, 8, 1, 2, 1, 2, 3, 4, 5, 6, 7, 8, 1, 8, 3, 1, 9, 9, 9, 9]);
+    geneve.extend_from_slice(&inner.data);
+    if geneve.len() > 0xffff - 28 {
+        return None;
+    }
+    let mut data = vec![2, 0, 0, 0, 0, 5, 2, 0, 0, 0, 0, 6, 8, 0];
+    data.extend_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0]);
+    data.extend_from_slice(&[10, 251, 0, 1, 10, 251, 0, 2]);
+    put_u16(&mut data, 16, 28 + geneve.len());
+    header_checksum(&mut data, 14, 34);
+    data.extend_from_slice(&[0xc0, 1, 0x17, 0xc1, 0, 0, 0, 0]);
+    put_u16(&mut data, 38, 8 + geneve.len());
+    data.extend_from_slice(&geneve);
     Some(Owned {
         ts: frame.ts,
         link: LinkType::Ethernet,
