@@ -6,9 +6,12 @@
 //!   `X-Server-Addr` and `X-Server-Port`: the original destination; `X-Mirror-Flags` where a flag is set. Our lines
 //!   stand after the captured ones. They always end in CRLF: whoever takes a bare LF takes a CRLF too, not the other
 //!   way round.
-//! - A captured field that would pass for one of ours has its first byte overwritten with `Z`, flagged `spoofed`.
+//! - A captured field that would pass for one of ours has its first byte overwritten with `Z`, flagged `spoofed`; see
+//!   [`spoof`].
 //! - Under `--hop-by-hop persist` a captured `Connection: close` reads `keep-alive`, and HTTP/1.0 gets
-//!   `Connection: keep-alive`, flagged `hop`: the connection to the analyser is ours, not the client's.
+//!   `Connection: keep-alive`, flagged `hop`: the connection to the analyser is ours, not the client's. One of our names
+//!   in it, which would have a proxy on the way take our field away, loses its first byte to a `Z` too, flagged
+//!   `spoofed`.
 //! - A body that was not captured whole: `Content-Length` is rewritten in place to what there is; a chunked body ends
 //!   after its last whole chunk with the zero chunk.
 //! - Empty lines before the request line are not sent. They are no part of the request (RFC 9112 §2.2 has the server
@@ -18,11 +21,13 @@
 //! from their types, so no header can be injected through them. A request whose ranges do not fit its bytes (which
 //! the HTTP stage never gives) is sent without the change that its range asked for; nothing panics.
 
+use std::borrow::Cow;
 use std::io::Write as _;
 use std::ops::Range;
 
 use super::answer::AnswerTo;
 use super::sharing::{self, Sharing};
+use super::spoof;
 use crate::http::{Flags, Framing, OriginSource, Request};
 
 /// Where the client's address goes.
@@ -70,8 +75,6 @@ pub struct Outgoing {
 /// Which captured field a header is, as far as anything here depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Field {
-    /// Would pass for one of ours.
-    Ours,
     ForwardedFor,
     Connection,
     ContentLength,
@@ -88,18 +91,11 @@ impl Field {
     pub(super) fn of(name: &[u8]) -> Self {
         // By length first: nearly every header ends here.
         match name.trim_ascii().len() {
-            4 | 7 | 9 | 10 | 13 | 14 | 15 | 17 => {}
+            4 | 7 | 10 | 14 | 15 | 17 => {}
             _ => return Self::Other,
         }
         let name = name.trim_ascii();
         let exact = |field: &str| name.eq_ignore_ascii_case(field.as_bytes());
-        let alike = |field: &str| {
-            name.len() == field.len()
-                && name.iter().zip(field.bytes()).all(|(&a, b)| {
-                    let a = if a == b'_' { b'-' } else { a };
-                    a.eq_ignore_ascii_case(&b)
-                })
-        };
         const FRAMING: [(&str, Field); 5] = [
             ("Connection", Field::Connection),
             ("Content-Length", Field::ContentLength),
@@ -107,9 +103,6 @@ impl Field {
             ("Host", Field::Host),
             ("Upgrade", Field::Upgrade),
         ];
-        if OURS.iter().any(|ours| alike(ours)) {
-            return Self::Ours;
-        }
         if exact("X-Forwarded-For") {
             return Self::ForwardedFor;
         }
@@ -117,7 +110,7 @@ impl Field {
             if exact(field) {
                 return kind;
             }
-            if alike(field) {
+            if spoof::reads_as(name, field) {
                 return Self::Lookalike;
             }
         }
@@ -125,77 +118,39 @@ impl Field {
     }
 }
 
-/// Fields that an analyser believes because they come from us; `X-Forwarded-For` is a list whose last entry is ours.
-const OURS: [&str; 4] = [
-    "X-Real-IP",
-    "X-Server-Addr",
-    "X-Server-Port",
-    "X-Mirror-Flags",
-];
-
 /// Room for the added lines: two IPv6 addresses, the flags, the names.
 const ADDED_BYTES: usize = 320;
 
 /// The bytes to send for `request`.
 #[must_use]
 pub fn outgoing(request: &Request, rewrite: Rewrite) -> Outgoing {
-    let mut flags = request.flags - Flags::HOP;
     let mut out = Writer::new(request);
     let body = Body::of(request);
-
-    let appended_to = match rewrite.xff {
-        XffStyle::Line => None,
-        XffStyle::Append => request.headers.iter().rposition(|h| {
-            h.value.is_some() && Field::of(out.captured(&h.name)) == Field::ForwardedFor
-        }),
+    let head = Head::of(request, rewrite, body);
+    let framed = match body {
+        Body::Whole { strict, .. } | Body::CutChunks { strict, .. } => strict,
+        Body::Short { .. } => head.length_rewritten,
     };
-    let mut keep_alive = request.version >= (1, 1);
-    let mut length_rewritten = false;
-    for (i, header) in request.headers.iter().enumerate() {
-        let field = Field::of(out.captured(&header.name));
-        match (field, &header.value) {
-            (Field::Ours, _) => {
-                let start = first_visible(out.captured(&header.name), header.name.start);
-                out.replace(start..start + 1, b"Z");
-                flags |= Flags::SPOOFED;
-            }
-            (Field::Connection, Some(value)) if rewrite.hop_by_hop == HopByHop::Persist => {
-                for token in list_items(out.captured(value), value.start) {
-                    if out.captured(&token).eq_ignore_ascii_case(b"close") {
-                        out.replace(token, b"keep-alive");
-                        keep_alive = true;
-                        flags |= Flags::HOP;
-                    } else if out.captured(&token).eq_ignore_ascii_case(b"keep-alive") {
-                        keep_alive = true;
-                    }
-                }
-            }
-            (Field::ContentLength, Some(value)) => {
-                let Body::Short { promised, captured } = body else {
-                    continue;
-                };
-                for member in list_items(out.captured(value), value.start) {
-                    if parse_length(out.captured(&member)) == Some(promised) {
-                        out.replace(member, captured.to_string().as_bytes());
-                        length_rewritten = true;
-                    }
-                }
-            }
-            (Field::ForwardedFor, Some(value)) if appended_to == Some(i) => {
-                out.copy_to(value.end);
-                let separator = if value.is_empty() { " " } else { ", " };
-                let _ = write!(out.bytes, "{separator}{}", request.origin);
-            }
-            _ => {}
-        }
-    }
-    if rewrite.hop_by_hop == HopByHop::Persist && !keep_alive {
-        flags |= Flags::HOP;
-    }
+    let strict = sharing::strict(request, framed);
+    let hidden = match (strict, body) {
+        // Who frames it otherwise may find a head of its own anywhere in it.
+        (None, _) => request.head_end..body.end(request),
+        (_, Body::Whole { end, trailers, .. }) => trailers..end,
+        _ => 0..0,
+    };
+    let hidden = spoof::names(&request.raw, hidden);
+    let mut flags = head.flags;
+    flags.set(
+        Flags::SPOOFED,
+        flags.contains(Flags::SPOOFED) || !hidden.is_empty(),
+    );
 
+    for edit in head.edits {
+        out.replace(edit.at, edit.with.as_bytes());
+    }
     out.copy_to(request.head_end - empty_line(request));
     // Writing to a Vec cannot fail.
-    if appended_to.is_none() {
+    if !head.appended {
         let _ = write!(out.bytes, "X-Forwarded-For: {}\r\n", request.origin);
     }
     let server = request.endpoints.dst;
@@ -207,43 +162,132 @@ pub fn outgoing(request: &Request, rewrite: Rewrite) -> Outgoing {
         server.port()
     );
     write_flags(&mut out.bytes, flags, request.origin_from);
-    if rewrite.hop_by_hop == HopByHop::Persist && !keep_alive {
+    if head.add_keep_alive {
         out.bytes.extend_from_slice(b"Connection: keep-alive\r\n");
     }
     out.copy_to(request.head_end);
     let head_len = out.bytes.len();
-    let framed = match body {
-        Body::Whole { end, strict } => {
-            out.copy_to(end);
-            strict
-        }
-        Body::Short { .. } => {
-            out.copy_to(request.raw.len());
-            length_rewritten
-        }
-        Body::CutChunks { end, strict } => {
-            out.copy_to(end);
-            out.bytes.extend_from_slice(b"0\r\n\r\n");
-            strict
-        }
+    for at in hidden {
+        out.replace(at..at + 1, b"Z");
+    }
+    out.copy_to(body.end(request));
+    if matches!(body, Body::CutChunks { .. }) {
+        out.bytes.extend_from_slice(b"0\r\n\r\n");
+    }
+
+    let sent = sharing::Sent {
+        persist: rewrite.hop_by_hop == HopByHop::Persist,
+        head_len,
+        body_len: out.bytes.len() - head_len,
     };
-    let body_len = out.bytes.len() - head_len;
-    let bytes = out.bytes;
-    let sharing = sharing::of(
-        request,
-        &sharing::Sent {
-            flags,
-            persist: rewrite.hop_by_hop == HopByHop::Persist,
-            head_len,
-            body_len,
-            framed,
-        },
-    );
     Outgoing {
-        bytes,
-        sharing,
+        sharing: sharing::of(request, strict.as_ref(), &sent),
+        bytes: out.bytes,
         answer: AnswerTo::method(request.raw.get(request.method.clone()).unwrap_or_default()),
         flags,
+    }
+}
+
+/// What of the captured head is sent otherwise.
+#[derive(Debug)]
+struct Head {
+    /// In order.
+    edits: Vec<Edit>,
+    flags: Flags,
+    /// The client's address stands in a captured line.
+    appended: bool,
+    /// The length that framed the body was found and rewritten.
+    length_rewritten: bool,
+    /// `Connection: keep-alive` is added.
+    add_keep_alive: bool,
+}
+
+/// Captured bytes that are sent otherwise.
+#[derive(Debug)]
+struct Edit {
+    at: Range<usize>,
+    with: Cow<'static, str>,
+}
+
+impl Edit {
+    fn new(at: Range<usize>, with: impl Into<Cow<'static, str>>) -> Self {
+        let with = with.into();
+        Self { at, with }
+    }
+}
+
+impl Head {
+    fn of(request: &Request, rewrite: Rewrite, body: Body) -> Self {
+        let captured = |range: &Range<usize>| request.bytes(range);
+        let appended_to = match rewrite.xff {
+            XffStyle::Line => None,
+            XffStyle::Append => request.headers.iter().rposition(|h| {
+                h.value.is_some() && Field::of(captured(&h.name)) == Field::ForwardedFor
+            }),
+        };
+        let persist = rewrite.hop_by_hop == HopByHop::Persist;
+        let mut keep_alive = request.version >= (1, 1);
+        let mut head = Self {
+            edits: Vec::new(),
+            flags: request.flags - Flags::HOP,
+            appended: appended_to.is_some(),
+            length_rewritten: false,
+            add_keep_alive: false,
+        };
+        for at in spoof::names(&request.raw, request.line_start..request.head_end) {
+            head.edits.push(Edit::new(at..at + 1, "Z"));
+            head.flags |= Flags::SPOOFED;
+        }
+        for (i, header) in request.headers.iter().enumerate() {
+            let Some(value) = &header.value else {
+                continue;
+            };
+            match Field::of(captured(&header.name)) {
+                Field::Connection if persist => {
+                    for token in list_items(captured(value), value.start) {
+                        let bytes = captured(&token);
+                        if bytes.eq_ignore_ascii_case(b"close") {
+                            head.edits.push(Edit::new(token, "keep-alive"));
+                            keep_alive = true;
+                            head.flags |= Flags::HOP;
+                        } else if bytes.eq_ignore_ascii_case(b"keep-alive") {
+                            keep_alive = true;
+                        } else if spoof::is_added(bytes) {
+                            let first = token.start..token.start + 1;
+                            head.edits.push(Edit::new(first, "Z"));
+                            head.flags |= Flags::SPOOFED;
+                        }
+                    }
+                }
+                Field::ContentLength => {
+                    let Body::Short {
+                        promised,
+                        captured: len,
+                    } = body
+                    else {
+                        continue;
+                    };
+                    for member in list_items(captured(value), value.start) {
+                        if parse_length(captured(&member)) == Some(promised) {
+                            head.edits.push(Edit::new(member, len.to_string()));
+                            head.length_rewritten = true;
+                        }
+                    }
+                }
+                Field::ForwardedFor if appended_to == Some(i) => {
+                    let separator = if value.is_empty() { " " } else { ", " };
+                    let text = format!("{separator}{}", request.origin);
+                    head.edits.push(Edit::new(value.end..value.end, text));
+                }
+                _ => {}
+            }
+        }
+        head.edits.sort_by_key(|edit| edit.at.start);
+        if persist && !keep_alive {
+            head.add_keep_alive = true;
+            head.flags |= Flags::HOP;
+        }
+        head
     }
 }
 
@@ -281,10 +325,6 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn captured(&self, range: &Range<usize>) -> &'a [u8] {
-        self.raw.get(range.clone()).unwrap_or_default()
-    }
-
     /// Copies up to `end`; nothing when that was copied already.
     fn copy_to(&mut self, end: usize) {
         if let Some(bytes) = self.raw.get(self.at..end) {
@@ -307,8 +347,13 @@ impl<'a> Writer<'a> {
 /// What of the body is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Body {
-    /// As captured, up to `end`; `strict` when every reader agrees that it ends there.
-    Whole { end: usize, strict: bool },
+    /// As captured, up to `end`; `strict` when every reader agrees that it ends there. From `trailers` on it may hold
+    /// fields: of a chunked one the zero chunk and the trailers, of any other nothing.
+    Whole {
+        end: usize,
+        strict: bool,
+        trailers: usize,
+    },
     /// Fewer bytes than `Content-Length` promised.
     Short { promised: u64, captured: usize },
     /// Chunked and cut: up to `end`, then the zero chunk.
@@ -316,6 +361,14 @@ enum Body {
 }
 
 impl Body {
+    /// Where it ends in what was captured.
+    fn end(self, request: &Request) -> usize {
+        match self {
+            Self::Whole { end, .. } | Self::CutChunks { end, .. } => end,
+            Self::Short { .. } => request.raw.len(),
+        }
+    }
+
     fn of(request: &Request) -> Self {
         let start = request.head_end.min(request.raw.len());
         let body = request.raw.get(start..).unwrap_or_default();
@@ -324,11 +377,13 @@ impl Body {
             Framing::None => Self::Whole {
                 end: start,
                 strict: true,
+                trailers: start,
             },
             Framing::Length(promised) => match usize::try_from(promised) {
                 Ok(len) if len <= body.len() => Self::Whole {
                     end: start + len,
                     strict: true,
+                    trailers: start + len,
                 },
                 _ => Self::Short {
                     promised,
@@ -341,16 +396,18 @@ impl Body {
                     return Self::Whole {
                         end: start + end,
                         strict: end == body.len(),
+                        trailers: start + walk.chunks_end,
                     };
                 }
+                let tolerant = request.last_whole_chunk_end.clamp(start, request.raw.len());
                 if !request.flags.intersects(Flags::TRUNCATED | Flags::ABORTED) {
                     return Self::Whole {
                         end: request.raw.len(),
                         strict: false,
+                        trailers: tolerant,
                     };
                 }
                 // Where our strict walk and the tolerant parser name the same last whole chunk, so does everybody.
-                let tolerant = request.last_whole_chunk_end.clamp(start, request.raw.len());
                 let strict = start + walk.chunks_end;
                 if walk.trailers || strict == tolerant {
                     Self::CutChunks {
@@ -375,15 +432,6 @@ fn empty_line(request: &Request) -> usize {
         Some(head) if head.ends_with(b"\n") => 1,
         _ => 0,
     }
-}
-
-/// Where the first byte that is no space stands; a space before a name is part of its range.
-fn first_visible(name: &[u8], start: usize) -> usize {
-    start
-        + name
-            .iter()
-            .position(|b| !b.is_ascii_whitespace())
-            .unwrap_or(0)
 }
 
 /// `1*DIGIT` that fits.

@@ -19,6 +19,7 @@ mod lane;
 mod pool;
 mod queue;
 pub mod sharing;
+mod spoof;
 mod target;
 mod tls;
 mod transport;

@@ -29,24 +29,20 @@ pub const FIELDS_SHARED_MAX: usize = 90;
 /// What was made of the request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sent {
-    pub flags: Flags,
     /// `Connection` was overwritten where it would have closed.
-    pub persist: bool,
-    pub head_len: usize,
-    pub body_len: usize,
-    /// The body that is sent ends where the head says.
-    pub framed: bool,
+    pub(super) persist: bool,
+    pub(super) head_len: usize,
+    pub(super) body_len: usize,
 }
 
-/// What may stand behind `request`.
-pub(super) fn of(request: &Request, sent: &Sent) -> Sharing {
-    if sent.flags.contains(Flags::DISPUTED) || !sent.framed {
-        return Sharing::Alone;
+/// Reads `request` to the letter; `None` when two readers may disagree where it ends. `framed` says that the body that is
+/// sent ends where the head says.
+pub(super) fn strict(request: &Request, framed: bool) -> Option<StrictHead> {
+    if request.flags.contains(Flags::DISPUTED) || !framed {
+        return None;
     }
-    let Some(head) = strict_head(request) else {
-        return Sharing::Alone;
-    };
-    let framing_agrees = match request.framing {
+    let head = strict_head(request)?;
+    let agrees = match request.framing {
         Framing::None => head.lengths == 0 && head.codings == 0,
         // Our own rewriting put the number of bytes there that is sent.
         Framing::Length(_) => head.lengths == 1 && head.codings == 0,
@@ -54,9 +50,14 @@ pub(super) fn of(request: &Request, sent: &Sent) -> Sharing {
             head.lengths == 0 && head.codings == 1 && head.chunked && request.version == (1, 1)
         }
     };
-    if !framing_agrees || head.lookalikes > 0 {
+    (agrees && head.lookalikes == 0).then_some(head)
+}
+
+/// What may stand behind `request`, by its strict reading.
+pub(super) fn of(request: &Request, head: Option<&StrictHead>, sent: &Sent) -> Sharing {
+    let Some(head) = head else {
         return Sharing::Alone;
-    }
+    };
     let stays_open = if sent.persist {
         true
     } else {
@@ -79,7 +80,7 @@ pub(super) fn of(request: &Request, sent: &Sent) -> Sharing {
 
 /// What a strict reading of a head found.
 #[derive(Clone, Copy, Debug, Default)]
-struct StrictHead {
+pub(super) struct StrictHead {
     lengths: usize,
     codings: usize,
     chunked: bool,
@@ -166,7 +167,7 @@ fn strict_head(request: &Request) -> Option<StrictHead> {
                 }
             }
             Field::Lookalike => head.lookalikes += 1,
-            Field::Ours | Field::ForwardedFor | Field::Other => {}
+            Field::ForwardedFor | Field::Other => {}
         }
     }
     (raw.get(at..request.head_end)? == b"\r\n").then_some(head)

@@ -5,8 +5,7 @@ use proptest::prelude::*;
 use super::super::bytes::{Outgoing, outgoing};
 use super::super::sharing::{BODY_SHARED_MAX, HEAD_SHARED_MAX, Sharing};
 use super::*;
-use crate::http::{Extractor, HttpOptions};
-use crate::stream::{Chunk, DirectionId, End};
+use crate::stream::End;
 
 const PERSIST: Rewrite = Rewrite {
     xff: XffStyle::Line,
@@ -91,6 +90,71 @@ fn a_field_that_would_pass_for_ours_loses_its_first_byte_and_is_flagged() {
         )
     );
     assert_eq!(sent.flags, Flags::SPOOFED);
+}
+
+#[test]
+fn what_would_pass_for_ours_loses_its_first_byte_wherever_some_reader_sees_a_field() {
+    let head = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n";
+    for (captured, sent) in [
+        // Trailers, also of a body that is not to the letter.
+        (
+            format!("{head}\r\n3\r\nabc\r\n0\r\nA: b\r\nx_real_ip : 6\r\n\r\n"),
+            "0\r\nA: b\r\nZ_real_ip : 6\r\n\r\n",
+        ),
+        (
+            format!("{head}\r\n3\nabc\n0\nX-Real-IP: 6\n\n"),
+            "3\nabc\n0\nZ-Real-IP: 6\n\n",
+        ),
+        (
+            format!("{head}\r\n0\r\nX-Mirror-Flags: \r\n\r\n"),
+            "\r\n\r\n0\r\nZ-Mirror-Flags: \r\n\r\n",
+        ),
+        // A string that ends at a NUL. Folded, and hidden in a fold; behind a bare LF and a bare CR.
+        (
+            "GET / HTTP/1.1\r\nX-Real-IP:\r\n 6\r\nA: b\r\n\tX-Server-Addr: 6\r\n\r\n".to_owned(),
+            "\r\nZ-Real-IP:\r\n 6\r\nA: b\r\n\tZ-Server-Addr: 6\r\n",
+        ),
+        (
+            "GET / HTTP/1.1\r\nA: b\nX-Real-IP: 6\rX-Server-Port: 6\r\n\r\n".to_owned(),
+            "\r\nA: b\nZ-Real-IP: 6\rZ-Server-Port: 6\r\n",
+        ),
+        (
+            "GET /\rX-Real-IP: 6 HTTP/1.1\r\n X-Mirror-Flags\0a\x0b: 6\r\n\r\n".to_owned(),
+            "GET /\rZ-Real-IP: 6 HTTP/1.1\r\n Z-Mirror-Flags\0a\x0b: 6\r\n",
+        ),
+        // To whoever takes the second length, the body is a request.
+        (
+            "POST / HTTP/1.1\r\nContent-Length: 34\r\nContent-Length: 0\r\n\r\nGET /s HTTP/1.1\r\nX-Real-IP: 6\r\n\r\n"
+                .to_owned(),
+            "\r\n\r\nGET /s HTTP/1.1\r\nZ-Real-IP: 6\r\n\r\n",
+        ),
+        // A proxy would take our fields away.
+        (
+            "GET / HTTP/1.1\r\nHost: h\r\nConnection: TE, x-real-ip,X-Forwarded-For\r\n\r\n".to_owned(),
+            "\r\nConnection: TE, Z-real-ip,Z-Forwarded-For\r\n",
+        ),
+    ] {
+        let requests = extracted(captured.as_bytes(), End::Fin);
+        let outgoing = outgoing(&requests[0], PERSIST);
+        assert!(text(&outgoing).contains(sent), "{captured:?}: {:?}", text(&outgoing));
+        assert!(text(&outgoing).contains("spoofed"), "{:?}", text(&outgoing));
+        assert_eq!(outgoing.bytes.len(), {
+            let added = text(&outgoing).matches("X-Mirror-Flags: ").count();
+            assert_eq!(added, 1);
+            let flags = text(&outgoing).split_once("X-Mirror-Flags: ").unwrap().1;
+            let flags = flags.split_once("\r\n").unwrap().0.len() + "X-Mirror-Flags: \r\n".len();
+            requests[0].raw.len() + XFF.len() + REST.len() + flags
+        });
+    }
+    // Nobody disputes this body: it holds no fields.
+    let body = "X-Real-IP: 6\r\n";
+    let raw = format!(
+        "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let sent = outgoing(&extracted(raw.as_bytes(), End::Fin)[0], PERSIST);
+    assert!(text(&sent).ends_with(body));
+    assert_eq!(sent.flags, Flags::empty());
 }
 
 #[test]
@@ -418,31 +482,6 @@ fn captured_back(sent: &Outgoing, body_len: usize, hop_line: bool) -> Vec<u8> {
     take("X-Real-IP: 203.0.113.7");
     take("X-Forwarded-For: 203.0.113.7");
     [lines.concat(), b"\r\n".to_vec(), body.to_vec()].concat()
-}
-
-/// Runs the bytes through the HTTP stage, with the client's address that these tests expect.
-fn extracted(raw: &[u8], end: End) -> Vec<Request> {
-    let mut extractor = Extractor::new(HttpOptions::default());
-    let mut requests = Vec::new();
-    let ends = get("/").endpoints;
-    let mut out = |mut request: Request| {
-        request.origin = IpAddr::from([203, 0, 113, 7]);
-        requests.push(request);
-    };
-    let dir = DirectionId(1);
-    let open = Chunk::Open { midstream: false };
-    extractor.chunk(dir, &ends, open, &mut out);
-    if !raw.is_empty() {
-        let data = Chunk::Data {
-            bytes: raw,
-            ts: Timestamp(1),
-            segment_start: true,
-            conflict: false,
-        };
-        extractor.chunk(dir, &ends, data, &mut out);
-    }
-    extractor.chunk(dir, &ends, Chunk::Closed(end), &mut out);
-    requests
 }
 
 fn field_name() -> impl Strategy<Value = String> {

@@ -5,6 +5,7 @@ mod bytes;
 mod nginx;
 mod quarantine;
 mod scripted;
+mod spoofed;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -13,8 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::http::{Flags, Framing, Header, OriginSource, Request};
-use crate::stream::Endpoints;
+use crate::http::{Extractor, Flags, Framing, Header, HttpOptions, OriginSource, Request};
+use crate::stream::{Chunk, DirectionId, End, Endpoints};
 use crate::telemetry::{Counter, RequestOutcome, WorkerCounters};
 use crate::time::Timestamp;
 
@@ -117,6 +118,37 @@ fn request_of(raw: Vec<u8>) -> Request {
 
 fn get(target: &str) -> Request {
     captured(format!("GET {target} HTTP/1.1\r\nHost: shop.example\r\n\r\n").as_bytes())
+}
+
+/// Runs the bytes through the HTTP stage, with the client's address that these tests expect.
+fn extracted(raw: &[u8], end: End) -> Vec<Request> {
+    let mut requests = extracted_with(HttpOptions::default(), raw, end);
+    for request in &mut requests {
+        request.origin = IpAddr::from([203, 0, 113, 7]);
+    }
+    requests
+}
+
+/// Runs the bytes of one connection through the HTTP stage.
+fn extracted_with(options: HttpOptions, raw: &[u8], end: End) -> Vec<Request> {
+    let mut extractor = Extractor::new(options);
+    let mut requests = Vec::new();
+    let ends = get("/").endpoints;
+    let mut out = |request: Request| requests.push(request);
+    let dir = DirectionId(1);
+    let open = Chunk::Open { midstream: false };
+    extractor.chunk(dir, &ends, open, &mut out);
+    if !raw.is_empty() {
+        let data = Chunk::Data {
+            bytes: raw,
+            ts: Timestamp(1),
+            segment_start: true,
+            conflict: false,
+        };
+        extractor.chunk(dir, &ends, data, &mut out);
+    }
+    extractor.chunk(dir, &ends, Chunk::Closed(end), &mut out);
+    requests
 }
 
 fn post(target: &str, body: &[u8]) -> Request {
@@ -240,6 +272,9 @@ impl Peer {
                 let Ok(stream) = stream else { return };
                 let number = count.fetch_add(1, Ordering::SeqCst);
                 let serve = Arc::clone(&serve);
+                // As nginx does on connections that it keeps: an answer that waits for an acknowledgement would be lost
+                // where the connection is closed meanwhile.
+                stream.set_nodelay(true).unwrap();
                 stream
                     .set_read_timeout(Some(Duration::from_secs(15)))
                     .unwrap();

@@ -26,7 +26,7 @@ fn installed(program: &str, argument: &str) -> bool {
 }
 
 /// One nginx in the foreground, in a directory of its own; killed when dropped.
-struct Nginx {
+pub(super) struct Nginx {
     dir: tempfile::TempDir,
     front: u16,
     process: Child,
@@ -35,7 +35,7 @@ struct Nginx {
 impl Nginx {
     /// `server` goes into the front server's block. It hands on to a second one, so that nginx reads each body and can
     /// log it.
-    fn start(listen: &str, server: &str) -> Option<Self> {
+    pub(super) fn start(listen: &str, server: &str) -> Option<Self> {
         if !installed("nginx", "-v") {
             return None;
         }
@@ -46,6 +46,8 @@ impl Nginx {
              events {{ worker_connections 512; }}\n\
              http {{\n\
                log_format all escape=json '$request_method $request_uri $status $http_x_real_ip [$request_body]';\n\
+               log_format ours escape=json '$status|$request_uri|$http_x_real_ip|$http_x_server_addr|$http_x_server_port'\n\
+                 '|$http_x_mirror_flags|$http_connection|$http_x_forwarded_for';\n\
                client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path f; uwsgi_temp_path u;\n\
                scgi_temp_path s; client_body_buffer_size 2m; access_log off;\n\
                server {{ listen 127.0.0.1:{back}; location / {{ return 200 ok; }} }}\n\
@@ -100,18 +102,23 @@ impl Nginx {
         self.wait();
     }
 
-    fn address(&self) -> SocketAddr {
+    pub(super) fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.front))
     }
 
     /// The access log's lines, sorted.
     fn log(&self) -> Vec<String> {
-        // nginx writes a line when it has sent the answer, which may be a moment after we have read it.
-        std::thread::sleep(Duration::from_millis(50));
-        let log = std::fs::read_to_string(self.dir.path().join("access.log")).unwrap();
-        let mut lines: Vec<String> = log.lines().map(str::to_owned).collect();
+        let mut lines = self.lines("access.log");
         lines.sort();
         lines
+    }
+
+    /// The lines of a log.
+    pub(super) fn lines(&self, name: &str) -> Vec<String> {
+        // nginx writes a line when it has sent the answer, which may be a moment after we have read it.
+        std::thread::sleep(Duration::from_millis(50));
+        let log = std::fs::read_to_string(self.dir.path().join(name)).unwrap();
+        log.lines().map(str::to_owned).collect()
     }
 }
 

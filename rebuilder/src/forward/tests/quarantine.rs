@@ -291,6 +291,8 @@ fn script() -> impl Strategy<Value = Script> {
 struct Seen {
     bytes: Vec<u8>,
     answered: usize,
+    /// It was answered no further and kept open.
+    silent: bool,
     /// It broke inside an answer or after one that said so: who was not answered is not to blame.
     excused: bool,
 }
@@ -317,6 +319,7 @@ fn serve(mut stream: TcpStream, script: Script, seen: &Mutex<Seen>) {
         let (answer, goes_on) = match script {
             Script::ClosesAfter(n) if answered >= n => (Vec::new(), false),
             Script::SilentAfter(n) if answered >= n => {
+                seen.lock().unwrap().silent = true;
                 let mut rest = Vec::new();
                 let _ = stream.read_to_end(&mut rest);
                 pending.append(&mut rest);
@@ -412,10 +415,14 @@ proptest! {
         prop_assert_eq!(ended, requests.len() as u64);
         prop_assert_eq!(worker.of(Delivered2xx) + worker.of(RefusedByAnalyser), ended);
 
+        let timeouts = worker.count(Counter::AnswerTimeouts);
         // The peer's threads end with the connections.
         drop(worker);
         std::thread::sleep(Duration::from_millis(30));
         let log = log.lock().unwrap();
+        // Where the machine is so busy that an answer came too late, the two sides do not agree who was to blame.
+        let silent = log.values().filter(|seen| seen.lock().unwrap().silent).count();
+        let blame_is_known = timeouts == silent as u64;
         let mut charged = BTreeMap::new();
         for (number, seen) in log.iter() {
             let seen = seen.lock().unwrap();
@@ -425,7 +432,7 @@ proptest! {
             for name in &names {
                 prop_assert!(names.len() == 1 || !charged.contains_key(name), "{name} was charged before: {names:?}");
             }
-            if let Some(name) = names.get(seen.answered).filter(|_| !seen.excused) {
+            if let Some(name) = names.get(seen.answered).filter(|_| blame_is_known && !seen.excused) {
                 charged.insert(name.clone(), *number);
             }
         }
