@@ -12,7 +12,7 @@ use crate::stream::{Chunk, DirectionId, Endpoints, Interest};
 /// What the extractor may hold and whom it believes.
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
-    /// The longest head in bytes, empty lines before it included; also the longest line of a chunk's size and the most
+    /// The longest head in bytes, empty lines before it not counted (of these 4 KiB are kept); also the longest line of a chunk's size and the most
     /// bytes of trailers. A longer head gives no request and is counted in [`HttpCounters::oversize_heads`].
     pub max_head: usize,
     /// The most raw bytes that are kept of one request. A longer one is `truncated` and counted in

@@ -90,6 +90,10 @@ pub(super) enum Reject {
     NotConnect,
     /// No request line.
     Garbage,
+    /// No request line, but a line that means HTTP: some server may take it for one (`HTTP/1.10`, tabs for spaces).
+    Nearly,
+    /// Empty lines without end.
+    Flood,
     /// A request line, but no empty line within `max_head`.
     TooLong,
 }
@@ -111,11 +115,15 @@ enum Phase {
     Empty,
     /// Inside the first token.
     Method,
-    /// Behind the first space of the request line.
+    /// Behind the first blank of the line.
     Line,
     /// Behind the request line.
     Fields,
 }
+
+/// How many bytes of empty lines are kept before a request line. nginx skips any number of CR and LF there, so they must not
+/// hide the request behind them; but nobody means anything by more than one.
+pub(super) const MAX_EMPTY: usize = 4 << 10;
 
 /// Finds the end of a head in bytes that arrive in pieces, and remembers how far it has looked.
 #[derive(Clone, Copy, Debug)]
@@ -155,20 +163,32 @@ impl HeadScan {
         self.phase != Phase::Empty
     }
 
-    /// `data`: all bytes since the previous message, those already looked at included.
+    /// `data`: all bytes since the previous message, those already looked at included. `max_head`: the longest head, empty
+    /// lines before it not counted.
     pub(super) fn scan(&mut self, data: &[u8], max_head: usize) -> Scan {
         let found = self.run(data);
+        let empty = if self.begun() {
+            self.line_start
+        } else {
+            self.pos
+        };
+        if empty > MAX_EMPTY {
+            return Scan::Reject(Reject::Flood);
+        }
+        let longer = |end: usize| end.saturating_sub(self.line_start) > max_head;
         match found {
-            Scan::More if data.len() > max_head => Scan::Reject(self.too_long(max_head)),
-            Scan::Complete(end) if end > max_head => Scan::Reject(self.too_long(max_head)),
-            Scan::Reject(Reject::Garbage) if self.only_connect => Scan::Reject(Reject::NotConnect),
+            Scan::More if longer(data.len()) => Scan::Reject(self.too_long(max_head)),
+            Scan::Complete(end) if longer(end) => Scan::Reject(self.too_long(max_head)),
+            Scan::Reject(Reject::Garbage | Reject::Nearly) if self.only_connect => {
+                Scan::Reject(Reject::NotConnect)
+            }
             found => found,
         }
     }
 
     fn too_long(&self, max_head: usize) -> Reject {
         match self.phase {
-            Phase::Fields if self.fields <= max_head => Reject::TooLong,
+            Phase::Fields if self.fields - self.line_start <= max_head => Reject::TooLong,
             _ if self.only_connect => Reject::NotConnect,
             _ => Reject::Garbage,
         }
@@ -176,14 +196,12 @@ impl HeadScan {
 
     fn run(&mut self, data: &[u8]) -> Scan {
         if self.phase == Phase::Empty {
-            loop {
-                match (data.get(self.pos), data.get(self.pos + 1)) {
-                    (Some(b'\n'), _) => self.pos += 1,
-                    (Some(b'\r'), Some(b'\n')) => self.pos += 2,
-                    (Some(b'\r'), Some(_)) => return Scan::Reject(Reject::Garbage),
-                    (None, _) | (Some(b'\r'), None) => return Scan::More,
-                    (Some(_), _) => break,
-                }
+            // Any mixture, as nginx does it; `split` finds what is odd.
+            let rest = data.get(self.pos..).unwrap_or_default();
+            let empty = rest.iter().position(|b| !matches!(b, b'\r' | b'\n'));
+            self.pos += empty.unwrap_or(rest.len());
+            if empty.is_none() {
+                return Scan::More;
             }
             self.phase = Phase::Method;
             self.line_start = self.pos;
@@ -196,7 +214,8 @@ impl HeadScan {
                     self.pos = data.len();
                     return Scan::More;
                 }
-                Some(at) if rest.get(at) == Some(&b' ') && self.pos + at > self.line_start => {
+                // Blanks of any kind, for `not_a_request` to see the whole line.
+                Some(at) if matches!(rest.get(at), Some(b' ' | b'\t' | 0x0b | 0x0c)) => {
                     self.pos += at + 1;
                     self.phase = Phase::Line;
                 }
@@ -215,7 +234,7 @@ impl HeadScan {
                 return Scan::Reject(Reject::Http2);
             }
             match request_line(line) {
-                None => return Scan::Reject(Reject::Garbage),
+                None => return Scan::Reject(not_a_request(line)),
                 Some(_) if self.only_connect && !line.starts_with(b"CONNECT ") => {
                     return Scan::Reject(Reject::NotConnect);
                 }
@@ -242,7 +261,19 @@ impl HeadScan {
     }
 }
 
-/// Bytes at a boundary whose first token does not end in a space.
+/// What a line that is no request line is.
+fn not_a_request(line: &[u8]) -> Reject {
+    let means_http = line
+        .windows(5)
+        .any(|word| word.eq_ignore_ascii_case(b"HTTP/"));
+    if means_http {
+        Reject::Nearly
+    } else {
+        Reject::Garbage
+    }
+}
+
+/// Bytes at a boundary whose first token does not end in a blank.
 fn not_a_method(bytes: &[u8]) -> Scan {
     match bytes {
         [0x16] => Scan::More,

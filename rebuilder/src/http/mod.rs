@@ -126,7 +126,7 @@ pub struct Request {
     /// Where `origin` comes from.
     pub origin_from: OriginSource,
     /// Everything from the end of the previous request to the end of this one, empty lines before the request line
-    /// included, a PROXY header excluded; of a truncated one the prefix up to the first missing byte (or the first byte
+    /// included (the last 4 KiB of them), a PROXY header excluded; of a truncated one the prefix up to the first missing byte (or the first byte
     /// beyond [`HttpOptions::max_request`]), of one whose chunked coding breaks all that is sound.
     pub raw: Vec<u8>,
     /// Where the request line begins in `raw`.

@@ -4,7 +4,7 @@ use super::super::body::Rest;
 use super::super::chunked::Chunked;
 use super::super::context::Context;
 use super::super::framing::judge;
-use super::super::head::{HeadScan, Reject, Scan, split};
+use super::super::head::{HeadScan, MAX_EMPTY, Reject, Scan, split};
 use super::super::open::{Building, Open};
 use super::super::proxy::{self, Preamble};
 use super::super::search::{Origin, Search};
@@ -100,6 +100,14 @@ impl Direction {
                 }
                 (State::Head(building, scan), bytes.len())
             }
+            Scan::Reject(Reject::Flood) => {
+                // Always the same number of bytes, so that it does not matter how they were cut.
+                cx.counters.skipped_bytes += MAX_EMPTY as u64;
+                self.disputed = true;
+                // What is held is no more than that, or it would have been found before.
+                let used = MAX_EMPTY.saturating_sub(held);
+                (self.boundary(), used)
+            }
             Scan::Reject(reject) => {
                 // What is no request line in the tolerant reading is none in the strict one, so the piece may be
                 // searched from its beginning; but a head that is too long must not be found a second time.
@@ -180,12 +188,16 @@ impl Direction {
         let outcome = match (self.after, reject) {
             (_, Reject::Http2) => PacketOutcome::Http2,
             (After::Connect, _) | (_, Reject::NotConnect) => PacketOutcome::Tunnel,
-            (After::Upgrade, Reject::Status | Reject::Tls | Reject::Garbage) => {
+            (After::Upgrade, Reject::Status | Reject::Tls | Reject::Garbage | Reject::Nearly) => {
                 PacketOutcome::Tunnel
             }
             (_, Reject::TooLong) => {
                 cx.counters.oversize_heads += 1;
                 self.spoke_http = true;
+                return self.lose(cx);
+            }
+            (_, Reject::Nearly) => {
+                self.disputed = true;
                 return self.lose(cx);
             }
             _ if self.spoke_http => {
@@ -195,7 +207,7 @@ impl Direction {
             }
             (_, Reject::Status) => PacketOutcome::Response,
             (_, Reject::Tls) => PacketOutcome::Tls,
-            (_, Reject::Garbage) => PacketOutcome::NotHttp,
+            (_, Reject::Garbage | Reject::Flood) => PacketOutcome::NotHttp,
         };
         State::Opaque(outcome)
     }

@@ -122,6 +122,9 @@ fn what_a_strict_server_refuses_is_given_as_disputed() {
         "GET / HTTP/1.1\r\nHost: x\n\r\n",
         "GET / HTTP/1.1\r\nHost: x\r\n\n",
         "\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        "\rGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        "\r\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        "\n\rGET / HTTP/1.1\r\nHost: x\r\n\r\n",
         "GET / HTTP/1.1\r\nHo\0st: x\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: x\0\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: x\rA: b\r\n\r\n",
@@ -161,20 +164,97 @@ fn rtsp_sip_http_0_9_and_lines_without_target_give_no_row() {
         "OPTIONS rtsp://x RTSP/1.0\r\n\r\n",
         "INVITE sip:a@b SIP/2.0\r\n\r\n",
         "GET /\r\n\r\n",
-        "GET HTTP/1.1\r\n\r\n",
-        "GET  HTTP/1.1\r\n\r\n",
-        "GET\t/\tHTTP/1.1\r\n\r\n",
-        "GET / http/1.1\r\n\r\n",
-        "GET / HTTP/1.10\r\n\r\n",
-        " GET / HTTP/1.1\r\n\r\n",
+        "GET\t/\r\n\r\n",
+        " GET /\r\n\r\n",
         "SSH-2.0-OpenSSH_9.2\r\n",
         "\0\0\0\x26",
-        "\rGET / HTTP/1.1\r\n\r\n",
     ] {
         let outcome = one(text);
         assert_eq!(outcome.lines(), [""; 0], "{text:?}");
         assert_eq!(outcome.interest, opaque(PacketOutcome::NotHttp), "{text:?}");
     }
+}
+
+/// They give no row, but a lenient server may answer them and go on reading: what comes behind is not hidden by them.
+#[test]
+fn a_line_that_means_http_and_is_no_request_line_does_not_hide_the_requests_behind_it() {
+    const NEXT: &str = "GET /next HTTP/1.1\r\nHost: x\r\n\r\n";
+    for text in [
+        "GET HTTP/1.1",
+        "GET  HTTP/1.1",
+        "GET\t/\tHTTP/1.1",
+        "GET\u{b}/\u{c}HTTP/1.1",
+        "GET / http/1.1",
+        "GET / HTTP/1.10",
+        "GET / HTTP/01.1",
+        "GET / HTTP/1",
+        "GET / HTTP/1.1x",
+        "GET / HTTP/1.1\t",
+        " GET / HTTP/1.1",
+        "\tGET / HTTP/1.1",
+        "G(T / HTTP/1.1",
+        "GET /HTTP/1.1",
+    ] {
+        let bytes = format!("{text}\r\nHost: x\r\n\r\n");
+        let outcome = run(&[seg(&bytes), seg(NEXT)]);
+        if text.starts_with("G(T") {
+            // No token and no blank: no request line of anybody's.
+            assert_eq!(outcome.interest, opaque(PacketOutcome::NotHttp));
+            continue;
+        }
+        assert_eq!(outcome.lines(), ["GET /next"], "{text:?}");
+        assert_eq!(
+            outcome.flags(),
+            [Flags::RESYNCED | Flags::DISPUTED],
+            "{text:?}"
+        );
+        assert_eq!(outcome.counters.lost_framings, 1);
+        let single: Vec<Event> = bytes
+            .bytes()
+            .map(|b| More(vec![b]))
+            .chain([seg(NEXT)])
+            .collect();
+        assert_eq!(run(&single).lines(), ["GET /next"], "{text:?}");
+    }
+}
+
+/// nginx skips any number of empty lines before a request line.
+#[test]
+fn no_number_of_empty_lines_hides_the_request_behind_them() {
+    let get = "GET /a HTTP/1.1\r\nHost: x\r\n\r\n";
+    for (lines, kept, disputed) in [
+        (1, 2, false),
+        (2048, 4096, false),
+        (2049, 2, true),
+        (70_000, 736, true),
+    ] {
+        let text = format!("{}{get}", "\r\n".repeat(lines));
+        for size in [1, 1000, 4095, 4096, 4097, 1_000_000] {
+            let events: Vec<Event> = text.as_bytes().chunks(size).map(seg).collect();
+            let outcome = run(&events);
+            let request = outcome.only();
+            assert_eq!(request.line_start, kept, "{lines} in pieces of {size}");
+            assert_eq!(
+                request.raw,
+                &text.as_bytes()[text.len() - get.len() - kept..]
+            );
+            assert_eq!(request.flags.contains(Flags::DISPUTED), disputed);
+            assert_eq!(outcome.counters.skipped_bytes, (2 * lines - kept) as u64);
+        }
+    }
+    // Neither do bare line feeds, nor a head of the greatest length behind them, nor a CONNECT before.
+    let long = format!("GET /a HTTP/1.1\r\nA: {}\r\n\r\n", "x".repeat(131_072 - 24));
+    let outcome = one(format!("{}{long}", "\n".repeat(9000)));
+    assert_eq!(outcome.only().line_start, 9000 - 8192);
+    assert_eq!(outcome.only().raw.len(), 9000 - 8192 + 131_072);
+    let connect = "CONNECT a:1 HTTP/1.1\r\n\r\n";
+    let outcome = one(format!(
+        "{connect}{}{connect}{}{get}",
+        "\r\n".repeat(5000),
+        "\r\n".repeat(5000)
+    ));
+    assert_eq!(outcome.lines(), ["CONNECT a:1", "CONNECT a:1"]);
+    assert_eq!(outcome.interest, opaque(PacketOutcome::Tunnel));
 }
 
 #[test]
