@@ -53,3 +53,17 @@ pub(crate) fn frames(path: &std::path::Path) -> Vec<Owned> {
     }
     out
 }
+
+/// Whether a file can be read to its end.
+pub(crate) fn is_whole(path: &std::path::Path) -> bool {
+    let Ok(mut reader) = CaptureReader::open(path) else {
+        return false;
+    };
+    loop {
+        match reader.next() {
+            Ok(Some(_)) => {}
+            Ok(None) => return true,
+            Err(_) => return false,
+        }
+    }
+}
