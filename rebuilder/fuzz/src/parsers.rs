@@ -109,27 +109,32 @@ fn strict_chunks(data: &[u8]) -> Option<(usize, u64)> {
 pub fn proxy(data: &[u8]) {
     let bytes = [data, b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"].concat();
     each_way(&bytes, &HttpOptions::default());
-    let (len, source) = if let Ok(header) = ppp::v2::Header::try_from(&bytes[..]) {
-        let source: Option<IpAddr> = match (header.command, header.addresses) {
-            (ppp::v2::Command::Local, _) => None,
-            (_, ppp::v2::Addresses::IPv4(ends)) => Some(ends.source_address.into()),
-            (_, ppp::v2::Addresses::IPv6(ends)) => Some(ends.source_address.into()),
+    let (len, source, summed) = if let Ok(header) = ppp::v2::Header::try_from(&bytes[..]) {
+        let source: Option<IpAddr> = match (header.command, header.protocol, header.addresses) {
+            // Neither TCP nor UDP: of whom the addresses are is not said.
+            (ppp::v2::Command::Local, ..) | (_, ppp::v2::Protocol::Unspecified, _) => None,
+            (.., ppp::v2::Addresses::IPv4(ends)) => Some(ends.source_address.into()),
+            (.., ppp::v2::Addresses::IPv6(ends)) => Some(ends.source_address.into()),
             _ => None,
         };
-        (header.len(), source)
+        // `ppp` does not look at the checksum that a header may hold.
+        let summed = header.tlv_bytes().contains(&3);
+        (header.len(), source, summed)
     } else if let Ok(header) = ppp::v1::Header::try_from(&bytes[..]) {
         let source: Option<IpAddr> = match header.addresses {
             ppp::v1::Addresses::Unknown => None,
             ppp::v1::Addresses::Tcp4(ends) => Some(ends.source_address.into()),
             ppp::v1::Addresses::Tcp6(ends) => Some(ends.source_address.into()),
         };
-        (header.header.len(), source)
+        // To it a line goes on behind a lone carriage return.
+        if memchr::memchr(b'\r', &bytes) != Some(header.header.len() - 2) {
+            return;
+        }
+        (header.header.len(), source, false)
     } else {
         return;
     };
-    // To `ppp` a line may hold a line feed, to haproxy and us it ends there.
-    let ends_once = bytes.starts_with(b"\r\n") || memchr::memchr(b'\n', &bytes) == Some(len - 1);
-    if len != data.len() || !ends_once {
+    if len != data.len() {
         return;
     }
     let outcome = whole(&bytes, &HttpOptions::default());
@@ -140,11 +145,13 @@ pub fn proxy(data: &[u8]) {
         &bytes[len..],
         "the header is no part of the request"
     );
-    let expected = match source {
-        Some(source) => (source, OriginSource::Proxy),
-        None => (ends().src.ip(), OriginSource::Peer),
-    };
-    assert_eq!((request.origin, request.origin_from), expected);
+    let named = (request.origin, request.origin_from);
+    let peer = (ends().src.ip(), OriginSource::Peer);
+    match source {
+        _ if summed && named == peer => {}
+        Some(source) => assert_eq!(named, (source.to_canonical(), OriginSource::Proxy)),
+        None => assert_eq!(named, peer),
+    }
 }
 
 /// Members of an X-Forwarded-For list: how they are written, and who they are. Empty ones are nobody, and passed over.

@@ -126,14 +126,16 @@ impl Sink for Checker {
                 let known = pushed.bytes.get(&sender);
                 let fits = |anchor: &u32| {
                     let first = anchor.wrapping_add(at);
-                    (!segment_start || pushed.starts.contains(&(sender, first)))
-                        && (0..).zip(bytes).all(|(i, found)| {
-                            let seq = first.wrapping_add(i);
-                            let known = known.map_or(0, |known| known.seen(seq));
-                            (0..4).any(|v| known & 1 << v != 0 && byte(sender, seq, v) == *found)
-                        })
+                    let known = known?;
+                    let as_pushed = known.all(first, bytes.len(), |i, seen| {
+                        let seq = first.wrapping_add(u32::try_from(i).unwrap_or(0));
+                        let variant = byte(sender, seq, 0) ^ bytes[i];
+                        variant < 8 && seen & 1 << variant != 0
+                    });
+                    let starts = !segment_start || pushed.starts.contains(&(sender, first));
+                    Some(starts && as_pushed)
                 };
-                seen.anchors.retain(fits);
+                seen.anchors.retain(|anchor| fits(anchor).unwrap_or(false));
                 assert!(
                     !seen.anchors.is_empty(),
                     "{dir:?} delivers bytes that were not sent there"
@@ -167,6 +169,8 @@ struct Step {
     ack: u32,
     flags: TcpFlags,
     payload: Vec<u8>,
+    /// Which of its values each byte of the payload has.
+    variant: u8,
     cut: u32,
     vni: Option<Vni>,
 }
@@ -274,6 +278,7 @@ fn step(input: &mut Input<'_>, kind: u8, bases: [u32; 2], calm: bool, scope: Flo
     };
     let mut seq = place(input);
     let mut payload = Vec::new();
+    let mut variant = 0;
     let mut cut = 0;
     match kind {
         3 => {
@@ -301,11 +306,11 @@ fn step(input: &mut Input<'_>, kind: u8, bases: [u32; 2], calm: bool, scope: Flo
     }
     if kind >= 7 && (calm || kind != 8) {
         let len = input.len(1500);
-        let variant = if calm { 0 } else { input.below(16) };
-        let odd = if variant < 4 { variant } else { 0 };
+        let odd = if calm { 0 } else { input.below(16) };
+        variant = if odd < 4 { odd } else { 0 };
         let first = seq.wrapping_add(u32::from(flags.contains(TcpFlags::SYN)));
         payload = (0..u32::try_from(len).unwrap_or(0))
-            .map(|i| byte(sender, first.wrapping_add(i), odd))
+            .map(|i| byte(sender, first.wrapping_add(i), variant))
             .collect();
         if kind == 15 {
             flags |= TcpFlags::FIN;
@@ -324,6 +329,7 @@ fn step(input: &mut Input<'_>, kind: u8, bases: [u32; 2], calm: bool, scope: Flo
         ack,
         flags,
         payload,
+        variant,
         cut,
         vni,
     }
@@ -341,11 +347,7 @@ fn push(streams: &mut Streams, checker: &mut Checker, step: &Step, now: u64) {
             pushed.starts.insert((step.sender, first));
         }
         let known = pushed.bytes.entry(step.sender).or_default();
-        for (i, found) in (0..).zip(&step.payload) {
-            let seq = first.wrapping_add(i);
-            let variant = byte(step.sender, seq, 0) ^ found;
-            known.note(seq, variant);
-        }
+        known.note(first, &vec![step.variant; step.payload.len()]);
     }
     let (flow, client) = step.sender;
     // What is taken is known only afterwards, and delivered before that.
