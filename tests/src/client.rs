@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
+use socket2::{Domain, SockRef, Socket, Type};
+
 use crate::network::Host;
 use crate::process;
+use crate::sys;
 
 /// How long a client waits for an instance.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -74,12 +77,50 @@ impl Connection {
         Ok(Self(stream))
     }
 
+    /// Opens one from the address `local`, whose port must be free. For a thread that is in the client's namespace.
+    ///
+    /// # Errors
+    /// Where the port is taken or the server does not accept.
+    pub fn from_address(local: SocketAddr, server: SocketAddr) -> anyhow::Result<Self> {
+        let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
+        socket
+            .bind(&local.into())
+            .with_context(|| local.to_string())?;
+        socket
+            .connect_timeout(&server.into(), PATIENCE)
+            .with_context(|| server.to_string())?;
+        let stream = TcpStream::from(socket);
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self(stream))
+    }
+
+    /// Bytes that fit into one segment now.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn segment_size(&self) -> io::Result<usize> {
+        let mss = SockRef::from(&self.0).tcp_mss()?;
+        usize::try_from(mss).map_err(io::Error::other)
+    }
+
     /// Sends these bytes.
     ///
     /// # Errors
     /// Where the server has closed.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.0.write_all(bytes)
+    }
+
+    /// Waits until the peer has everything that was sent, so that what is sent next shares no segment with it.
+    ///
+    /// # Errors
+    /// Where it has not after ten seconds.
+    pub fn acknowledged(&self) -> anyhow::Result<()> {
+        process::wait_for("all is acknowledged", PATIENCE, || {
+            Ok((sys::unacknowledged(&self.0)? == 0).then_some(()))
+        })
     }
 
     /// Reads `count` answers that have a Content-Length, and gives their statuses.

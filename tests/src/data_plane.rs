@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::network::{Host, Interface, Options, Vpc};
+use crate::perturb::{Relay, Settings};
 use crate::world::{Eni, Instance};
 
 /// Addresses of the lab's own hosts lie in 172.31.240.0/20, where the emulator's default VPC has no subnet.
@@ -31,17 +32,36 @@ impl DataPlane {
     /// # Errors
     /// Without root, or where a tool is missing.
     pub fn new(options: Options) -> anyhow::Result<Self> {
+        let (plane, ()) = Self::with(options, Vpc::behind_the_load_balancer)?;
+        Ok(plane)
+    }
+
+    /// The same with a [`Relay`] between the load balancer and the rebuilder.
+    ///
+    /// # Errors
+    /// Without root, or where a tool is missing.
+    pub fn perturbed(options: Options, settings: Settings) -> anyhow::Result<(Self, Relay)> {
+        let (plane, between) = Self::with(options, Vpc::behind_a_relay)?;
+        let relay = Relay::start(between, settings)?;
+        Ok((plane, relay))
+    }
+
+    fn with<T>(
+        options: Options,
+        connect: impl FnOnce(&Vpc, &Host) -> anyhow::Result<T>,
+    ) -> anyhow::Result<(Self, T)> {
         let vpc = Arc::new(Vpc::new(options)?);
         let client = vpc.host("client", &[Interface::new("client", &CLIENT)])?;
         let rebuilder = vpc.host("rebuilder", &[Interface::new("rebuilder", &REBUILDER)])?;
-        vpc.behind_the_load_balancer(&rebuilder)?;
+        let link = connect(&vpc, &rebuilder)?;
         let analyser = vpc.host("analyser", &[Interface::new("analyser", &[ANALYSER])])?;
-        Ok(Self {
+        let plane = Self {
             client,
             rebuilder: Arc::new(rebuilder),
             analyser,
             vpc,
-        })
+        };
+        Ok((plane, link))
     }
 }
 

@@ -18,14 +18,18 @@ pub mod data_plane;
 pub mod emulator;
 pub mod fabric;
 pub mod janitor;
+pub mod judge;
 pub mod netns;
 pub mod network;
 pub mod nginx;
+pub mod perturb;
 pub mod process;
+pub mod random;
 pub mod rebuilder;
 pub mod recorder;
 pub mod skip;
 mod sys;
+pub mod verbatim;
 pub mod vxlan;
 pub mod world;
 

@@ -26,6 +26,10 @@ pub const IPV6_PREFIX: u8 = 64;
 pub const REBUILDER_UNDERLAY: &str = "100.64.0.2";
 /// The device in the rebuilder's host that mirrored packets arrive on, and nothing else.
 pub const REBUILDER_LINK: &str = "nlb0";
+/// The devices of [`Vpc::behind_a_relay`].
+pub const RELAY_IN: &str = "in0";
+/// See [`RELAY_IN`].
+pub const RELAY_OUT: &str = "out0";
 const REBUILDER_UNDERLAY_MAC: &str = "02:00:64:40:00:02";
 
 /// Room for a jumbo frame (9001 and its Ethernet header) behind 50 bytes of encapsulation.
@@ -212,15 +216,41 @@ impl Vpc {
     /// # Errors
     /// What `ip` says.
     pub fn behind_the_load_balancer(&self, host: &Host) -> anyhow::Result<()> {
-        let inside = &host.namespace;
+        self.rebuilder_link(&self.nlb, "target", host)?;
+        join(&self.nlb, "nlb", "target")
+    }
+
+    /// The same, with a host of its own in between that hands on nothing by itself: what comes in on its device
+    /// [`RELAY_IN`] is for the rebuilder, what is written to [`RELAY_OUT`] arrives there.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn behind_a_relay(&self, host: &Host) -> anyhow::Result<Namespace> {
+        let relay = Namespace::create(&self.prefix.name("relay"))?;
+        relay.without_ipv6()?;
+        self.rebuilder_link(&relay, RELAY_OUT, host)?;
+        relay.ip(&format!("link set {RELAY_OUT} up"))?;
         self.nlb.ip(&format!(
-            "link add target mtu {UNDERLAY_MTU} type veth peer name nlb0 address {REBUILDER_UNDERLAY_MAC} \
-             mtu {UNDERLAY_MTU} netns {}",
+            "link add target mtu {UNDERLAY_MTU} type veth peer name {RELAY_IN} mtu {UNDERLAY_MTU} netns {}",
+            relay.name()
+        ))?;
+        relay.ip(&format!("link set {RELAY_IN} up"))?;
+        join(&self.nlb, "nlb", "target")?;
+        Ok(relay)
+    }
+
+    /// A link from the device `from` to the rebuilder's own.
+    fn rebuilder_link(&self, namespace: &Namespace, from: &str, host: &Host) -> anyhow::Result<()> {
+        let inside = &host.namespace;
+        namespace.ip(&format!(
+            "link add {from} mtu {UNDERLAY_MTU} type veth peer name {REBUILDER_LINK} \
+             address {REBUILDER_UNDERLAY_MAC} mtu {UNDERLAY_MTU} netns {}",
             inside.name()
         ))?;
-        inside.ip(&format!("address add {REBUILDER_UNDERLAY}/24 dev nlb0"))?;
-        inside.ip("link set nlb0 up")?;
-        join(&self.nlb, "nlb", "target")?;
+        inside.ip(&format!(
+            "address add {REBUILDER_UNDERLAY}/24 dev {REBUILDER_LINK}"
+        ))?;
+        inside.ip(&format!("link set {REBUILDER_LINK} up"))?;
         Ok(())
     }
 

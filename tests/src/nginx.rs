@@ -37,8 +37,17 @@ pub struct Entry {
     pub at: f64,
     /// Number of the connection, unique in one nginx.
     pub connection: u64,
+    /// Which request of its connection it is, from 1.
+    #[serde(default)]
+    pub number: u64,
     /// Who opened it.
     pub client: String,
+    /// From which port.
+    #[serde(default)]
+    pub port: u16,
+    /// To which of the server's addresses.
+    #[serde(default)]
+    pub server: String,
     /// The request line as it came.
     pub line: String,
     /// Status of the answer.
@@ -68,7 +77,7 @@ impl Nginx {
     /// # Errors
     /// Where nginx does not start.
     pub fn web_server(host: &Host, name: &str, directory: &Path) -> anyhow::Result<Self> {
-        let http = "client_max_body_size 16m; keepalive_requests 100000; keepalive_timeout 60s;\n\
+        let http = "client_max_body_size 64m; keepalive_requests 100000; keepalive_timeout 60s;\n\
                     server { listen 80; listen [::]:80; location / { return 200 \"ok\\n\"; } }";
         let listens = SocketAddr::from(([127, 0, 0, 1], 80));
         Self::start(
@@ -97,7 +106,8 @@ impl Nginx {
             "{}\ndaemon off; worker_processes 1; user root; pid {at}/pid; error_log {at}/error.log;\n\
              events {{ worker_connections 4096; }}\n\
              http {{\n\
-             log_format entry escape=json '{{\"at\":$msec,\"connection\":$connection,\"client\":\"$remote_addr\",\
+             log_format entry escape=json '{{\"at\":$msec,\"connection\":$connection,\"number\":$connection_requests,\
+             \"client\":\"$remote_addr\",\"port\":$remote_port,\"server\":\"$server_addr\",\
              \"line\":\"$request\",\"status\":$status}}';\n\
              access_log {at}/access.log entry;\n\
              client_body_temp_path {at}/body; proxy_temp_path {at}/proxy; fastcgi_temp_path {at}/fastcgi;\n\
@@ -180,7 +190,10 @@ mod tests {
         let entry = Entry {
             at: 0.0,
             connection: 1,
+            number: 1,
             client: String::new(),
+            port: 0,
+            server: String::new(),
             line: "GET /a b c HTTP/1.1".to_owned(),
             status: 400,
         };

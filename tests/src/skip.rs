@@ -25,6 +25,19 @@ pub fn no_lab(test: &str) -> bool {
     false
 }
 
+/// Whether a tool that only some tests need is missing; if so, says so for `test`.
+#[must_use]
+pub fn no_tool(test: &str, tool: &str) -> bool {
+    let missing = !is_installed(tool);
+    if missing {
+        skipped(
+            test,
+            &format!("{tool} is not installed (tests/check installs it)"),
+        );
+    }
+    missing
+}
+
 /// Says that a test did not run. The line goes to standard error past the test harness, which would swallow it, and
 /// to the file that `MIRRORFLEET_SKIPS` names, from which `tests/check` repeats it at its end.
 pub fn skipped(test: &str, reason: &str) {

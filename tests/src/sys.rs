@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::mem;
+use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 /// Moves the calling thread into a network namespace (setns(2)).
 ///
@@ -39,6 +41,120 @@ pub(crate) fn signal_process(pid: u32, signal: i32) {
 pub(crate) fn is_root() -> bool {
     // SAFETY: geteuid takes nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }
+}
+
+/// A socket that reads every frame coming in on the device `ifindex` of the calling thread's network namespace, or
+/// (`listen` false) only writes frames to it (packet(7)). One read or write is one frame with its Ethernet header.
+/// A read waits for `patience` at most, then it is [`io::ErrorKind::WouldBlock`].
+///
+/// # Errors
+/// What the kernel says; `EPERM` without `CAP_NET_RAW`.
+pub(crate) fn packet_socket(
+    ifindex: u32,
+    listen: bool,
+    buffer: usize,
+    patience: Duration,
+) -> io::Result<File> {
+    const ETH_P_ALL: u16 = 3;
+    const AF_PACKET: libc::sa_family_t = 17;
+    let protocol = if listen { ETH_P_ALL.to_be() } else { 0 };
+    // SAFETY: socket takes constants.
+    let fd =
+        check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: the descriptor is fresh and ours alone.
+    let socket = unsafe { File::from_raw_fd(fd) };
+    let buffer = libc::c_int::try_from(buffer).map_err(io::Error::other)?;
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &buffer)?;
+    let patience = libc::timeval {
+        tv_sec: libc::time_t::try_from(patience.as_secs()).map_err(io::Error::other)?,
+        tv_usec: libc::suseconds_t::from(patience.subsec_micros()),
+    };
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &patience)?;
+    let one: libc::c_int = 1;
+    set_option(
+        &socket,
+        libc::SOL_PACKET,
+        libc::PACKET_IGNORE_OUTGOING,
+        &one,
+    )?;
+    // SAFETY: all bytes zero is a sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    address.sll_family = AF_PACKET;
+    address.sll_protocol = protocol;
+    address.sll_ifindex = i32::try_from(ifindex).map_err(io::Error::other)?;
+    // SAFETY: pointer and length describe `address`, which outlives the call. Only now, with its options set, does
+    // the socket begin to receive.
+    check(unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            length_of::<libc::sockaddr_ll>()?,
+        )
+    })?;
+    Ok(socket)
+}
+
+/// Frames that the kernel could not queue to a packet socket since this was last asked (`PACKET_STATISTICS`).
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn packet_drops(socket: &File) -> io::Result<u32> {
+    // struct tpacket_stats: tp_packets, tp_drops.
+    let mut stats = [0_u32; 2];
+    let mut length = length_of::<[u32; 2]>()?;
+    // SAFETY: pointer and length describe `stats`, which outlives the call.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            stats.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    })?;
+    Ok(stats[1])
+}
+
+/// Bytes written to a TCP socket that the peer has not acknowledged (tcp(7), `SIOCOUTQ`).
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn unacknowledged(socket: &TcpStream) -> io::Result<libc::c_int> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the pointer is to a c_int, which SIOCOUTQ (the same number as TIOCOUTQ) fills in; it outlives the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    Ok(bytes)
+}
+
+/// Runs the calling thread before all ordinary ones (`SCHED_FIFO`). Where that is not allowed, it goes on as it was.
+pub(crate) fn run_first() {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the pointer describes `parameters`, which outlives the call; 0 is the calling thread.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) };
+}
+
+fn set_option<T>(
+    socket: &File,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: &T,
+) -> io::Result<()> {
+    let length = length_of::<T>()?;
+    // SAFETY: `value` is readable for `length` bytes during the call.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(value).cast(),
+            length,
+        )
+    })?;
+    Ok(())
+}
+
+fn length_of<T>() -> io::Result<libc::socklen_t> {
+    libc::socklen_t::try_from(mem::size_of::<T>()).map_err(io::Error::other)
 }
 
 fn check(answer: libc::c_int) -> io::Result<libc::c_int> {

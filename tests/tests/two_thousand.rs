@@ -14,40 +14,16 @@ use lab::data_plane::{ANALYSER, CLIENT, DataPlane, instance};
 use lab::fabric::session::http_session;
 use lab::network::Options;
 use lab::process::wait_for;
+use lab::random::Random;
 use lab::rebuilder::{Rebuilder, binary};
 use lab::recorder::{Hash, Recorder, Records};
 use lab::world::{Snapshot, Source, World};
 
-/// A small generator with a fixed seed (xorshift64*), so that a failure can be repeated.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(bound).unwrap()).unwrap()
-    }
-
-    fn bytes(&mut self, length: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(length + 8);
-        while bytes.len() < length {
-            bytes.extend_from_slice(&self.next().to_le_bytes());
-        }
-        bytes.truncate(length);
-        bytes
-    }
-
-    /// 1 B to 1 MB, as many small ones as large ones by order of magnitude.
-    fn body(&mut self) -> Vec<u8> {
-        let magnitude = 10_usize.pow(u32::try_from(self.below(6)).unwrap());
-        let length = magnitude + self.below(9 * magnitude);
-        self.bytes(length)
-    }
+/// 1 B to 1 MB, as many small ones as large ones by order of magnitude.
+fn body(random: &mut Random) -> Vec<u8> {
+    let magnitude = 10_usize.pow(u32::try_from(random.below(6)).unwrap());
+    let length = magnitude + random.below(9 * magnitude);
+    random.bytes(length)
 }
 
 /// What was sent: target to method and hash of the body.
@@ -66,7 +42,7 @@ impl Sender<'_> {
         let target = format!(
             "/shop/item-{}?token={:x}&name=a%20b",
             self.sent.len(),
-            self.random.next()
+            self.random.number()
         );
         self.sent
             .insert(target.clone(), (method.to_owned(), Hash::of(body)));
@@ -161,7 +137,7 @@ impl Sender<'_> {
 
     /// curl: one POST, with a length or chunked.
     fn curl_post(&mut self) {
-        let body = self.random.body();
+        let body = body(&mut self.random);
         let file = body_file(self.plane.vpc.directory(), "body", &body).unwrap();
         let target = self.note("POST", &body);
         let url = format!("http://{}{target}", self.server());
@@ -239,7 +215,7 @@ fn two_thousand_requests_arrive_as_nginx_logged_them_with_every_body_byte() {
             format!("{}:80", web.address()).parse().unwrap(),
             format!("[{}]:80", web.enis[0].ipv6[0]).parse().unwrap(),
         ],
-        random: Random(0x6d69_7272_6f72),
+        random: Random::new(0x6d69_7272_6f72),
         sent: Sent::new(),
     };
     for _ in 0..40 {
@@ -257,7 +233,7 @@ fn two_thousand_requests_arrive_as_nginx_logged_them_with_every_body_byte() {
     for _ in 0..30 {
         let requests: Vec<Vec<u8>> = (0..10)
             .map(|_| {
-                let body = sender.random.body();
+                let body = body(&mut sender.random);
                 match sender.random.below(3) {
                     0 => sender.get(""),
                     1 => sender.post(&body),
