@@ -3,6 +3,8 @@
 
 use std::net::SocketAddr;
 
+use rebuilder::receive::LinkType;
+
 use crate::build::{self, Says};
 use crate::random::Random;
 use crate::wire::{self, Owned};
@@ -264,7 +266,9 @@ impl Mirror {
             }
             let overtaken = |places: &mut Random| {
                 let behind = n + 1 + usize::try_from(places.below(64)).unwrap();
-                frames[behind.min(frames.len() - 1)].frame.ts.0 + 1
+                let at = frames[behind.min(frames.len() - 1)].frame.ts.0 + 1;
+                // Where few packets follow: still sooner than any hole is given up.
+                at.min(sent.frame.ts.0 + 40 * MS)
             };
             let (lost, late, twice) = (
                 chance(self.loss),
@@ -301,5 +305,14 @@ impl Mirror {
                 }
             })
             .collect()
+    }
+}
+
+/// An arrived frame as it would be captured on the instance itself.
+pub(crate) fn bare(sent: &Sent) -> Owned {
+    Owned {
+        ts: sent.frame.ts,
+        link: LinkType::Ethernet,
+        data: sent.frame.data[8..].to_vec(),
     }
 }

@@ -179,11 +179,7 @@ fn tshark_finds_the_same_requests_in_generated_captures() {
             .copy(5, &frames)
             .iter()
             .map(|sent| {
-                let inner = Owned {
-                    link: LinkType::Ethernet,
-                    data: sent.frame.data[8..].to_vec(),
-                    ..sent.frame
-                };
+                let inner = simulator::bare(sent);
                 if wrapped {
                     wire::mirrored(&inner, 5).unwrap()
                 } else {
