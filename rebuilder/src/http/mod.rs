@@ -37,6 +37,10 @@ pub(crate) use head::is_token;
 pub use health_check::is_health_check;
 pub use row::write_json;
 
+/// Bytes of the extractor's state for a direction, what it holds of requests aside.
+#[cfg(test)]
+pub(crate) const DIRECTION_STATE: usize = size_of::<direction::Direction>();
+
 bitflags::bitflags! {
     /// What an analyst should know about a request; the closed list of `inspect --json` and `X-Mirror-Flags`.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

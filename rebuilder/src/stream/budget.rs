@@ -79,6 +79,11 @@ impl Budget {
             .max(total.saturating_sub(self.cap))
     }
 
+    /// How many bytes over the cap all would be with `more`.
+    pub(crate) fn over(&self, more: usize) -> usize {
+        self.total.saturating_add(more).saturating_sub(self.cap)
+    }
+
     /// Whether the sums agree; `held` is the sum over all streams.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn check(&self, held: usize) {

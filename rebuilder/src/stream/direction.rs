@@ -14,6 +14,8 @@ mod caps;
 mod ending;
 mod holes;
 
+pub(super) use caps::cost_of;
+
 /// How far ahead a segment may lie in a direction whose bytes nobody wants: the largest window that TCP can scale to
 /// (RFC 7323 §2.3). Nothing is held there, so nothing speaks for less.
 const OPAQUE_WINDOW: u32 = 1 << 30;
@@ -190,9 +192,8 @@ impl Direction {
     }
 
     /// Bytes of memory held, bookkeeping included.
-    #[cfg(any(test, feature = "fuzzing"))]
-    pub(super) fn cost(&self) -> usize {
-        self.held.cost()
+    pub(super) fn charged(&self) -> usize {
+        self.charged
     }
 
     /// Where `seq` lies on the scale of [`StreamOffset`]; negative when before offset zero.

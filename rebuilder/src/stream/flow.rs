@@ -7,6 +7,7 @@ use crate::decode::{Segment, Seq, Vni};
 use crate::time::Timestamp;
 
 use super::direction::{Direction, Reach};
+use super::flows::{Links, NIL};
 use super::{FlowScope, StreamOptions};
 
 /// Generations of one direction that may live beside each other.
@@ -200,9 +201,18 @@ pub(super) struct Flow {
     pub(super) last: Timestamp,
     /// When the table will look at it again.
     pub(super) armed: Option<Timestamp>,
-    /// Neighbours in the order of `last`.
-    pub(super) older: Option<u32>,
-    pub(super) newer: Option<u32>,
+    /// When it was put where it stands in the lists.
+    pub(super) linked: Timestamp,
+    /// Neighbours in the order of silence, among all flows and among those of its owner.
+    pub(super) all: Links,
+    pub(super) kin: Links,
+    /// Who answers for its state.
+    pub(super) owner: u32,
+    /// What its state is charged.
+    pub(super) charged: usize,
+    /// By how much it holds, and where it stands among its like.
+    pub(super) size: u8,
+    pub(super) size_at: u32,
 }
 
 impl Flow {
@@ -213,8 +223,13 @@ impl Flow {
             high: Half::default(),
             last: now,
             armed: None,
-            older: None,
-            newer: None,
+            linked: now,
+            all: Links::NONE,
+            kin: Links::NONE,
+            owner: NIL,
+            charged: 0,
+            size: 0,
+            size_at: NIL,
         }
     }
 
@@ -230,6 +245,27 @@ impl Flow {
             Side::Low => &mut self.high,
             Side::High => &mut self.low,
         }
+    }
+
+    /// Generations of both directions.
+    pub(super) fn directions(&self) -> usize {
+        self.low.generations.len() + self.high.generations.len()
+    }
+
+    /// Bytes that its directions hold, bookkeeping included.
+    pub(super) fn held(&self) -> usize {
+        let generations = self.low.generations.iter().chain(&self.high.generations);
+        generations.map(Direction::charged).sum()
+    }
+
+    /// The direction that holds most.
+    pub(super) fn largest(&mut self) -> Option<&mut Direction> {
+        let generations = self
+            .low
+            .generations
+            .iter_mut()
+            .chain(&mut self.high.generations);
+        generations.max_by_key(|generation| generation.charged())
     }
 
     #[cfg(any(test, feature = "fuzzing"))]

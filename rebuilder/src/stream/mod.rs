@@ -16,12 +16,36 @@
 //!   in whose window they lie, and only those that fit none open a new one.
 //! - What is held never costs more than the caps of [`StreamOptions`], bookkeeping included.
 //!
-//! **Who gives way when a cap is reached.** Bytes in order are never held, so they always pass. A segment ahead of a
-//! hole is charged to its direction, to its sender and to the table. Where one of the three has no room, first what the
-//! same direction holds farther ahead is shed, farthest first; when nothing is farther, the segment itself is refused
-//! ([`PacketOutcome::OverCap`]). No other direction loses a byte. Since a hole is given up after
-//! [`StreamOptions::gap_after`], nothing is held longer than that, and a full table empties itself. When the table of
-//! flows is full, the flow that was silent longest is flushed and closed.
+//! # Caps, and who gives way
+//!
+//! | cap | of | reached |
+//! |---|---|---|
+//! | [`StreamOptions::flow_cap`] | what one direction holds | it sheds, as below |
+//! | [`StreamOptions::total_cap`] | what all hold, and the state of flows | whoever holds most sheds |
+//! | half of it | the state of flows | a flow is evicted |
+//! | a quarter of it, above half | what one source has in all | its direction sheds |
+//! | a quarter of the half, above half of that | the state of one source's flows | one of its own is evicted |
+//! | [`StreamOptions::max_flows`] | flows | a flow is evicted |
+//! | [`StreamOptions::isn_entries`] | SYNs without a flow | the oldest of its set goes |
+//! | 4 | generations of a direction | the one silent longest goes, if it has ended; else the segment is refused |
+//!
+//! Bytes in order are never held, so they always pass. For a segment ahead of a hole, in this order:
+//!
+//! 1. What a cut frame proves to be missing is given up, if it is next in the same direction.
+//! 2. Where the whole table is full, whoever holds most sheds, down to those that hold as much (to within a factor of
+//!    two) as the segment's own flow would: its farthest ahead, in whole segments. Nobody who holds little loses a byte.
+//! 3. The same direction sheds what lies farther ahead than the segment, farthest first.
+//! 4. The segment is refused ([`PacketOutcome::OverCap`]).
+//!
+//! For the state of a new flow or direction:
+//!
+//! 1. Where its source has more than its share, the source's own flow that was silent longest is flushed and closed.
+//! 2. Else the one silent longest of a source that has more than its share.
+//! 3. Else the one silent longest of all.
+//!
+//! A flow's source is its client, taken to be the end with the higher port. Since a hole is given up after
+//! [`StreamOptions::gap_after`], nothing is held longer than that while its sender makes no progress, and a full table
+//! empties itself. Each byte that was shed or refused is in [`Stats::shed_bytes`].
 //!
 //! **Late and disagreeing copies.** Two held copies are compared byte by byte. Bytes already handed to the sink are not
 //! kept (0 bytes are retained), so a later copy of them is a duplicate, whatever it says.
@@ -43,6 +67,7 @@ pub(crate) mod budget;
 mod clock;
 mod direction;
 mod flow;
+mod flows;
 mod held;
 mod isn;
 mod offset;
@@ -172,10 +197,10 @@ pub struct StreamOptions {
     pub linger: Duration,
     /// Bytes that one direction may hold ahead of a hole, bookkeeping included. Default: 4 MiB.
     pub flow_cap: usize,
-    /// Bytes that all directions may hold, bookkeeping included; above half of it, one sender (an IPv4 address, a
-    /// /64 of IPv6) may hold a quarter. Default: 256 MiB.
+    /// Bytes of all directions that are held, bookkeeping included, and of the state of all flows, which takes at most
+    /// half of it; above half, one source (an IPv4 address, a /64 of IPv6) may have a quarter. Default: 256 MiB.
     pub total_cap: usize,
-    /// Flows in the table. Default: 200,000 (at most 1,000 bytes each, what they hold aside).
+    /// Flows in the table, however little they cost. Default: 200,000.
     pub max_flows: usize,
     /// SYNs remembered before their connection's first byte, rounded up to a power of two; 32 bytes each.
     /// Default: 65,536.

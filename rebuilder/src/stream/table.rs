@@ -1,19 +1,19 @@
 //! The flow table: finds the direction a segment belongs to, keeps time and caps.
 
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
 
 use crate::decode::{Segment, Seq, TcpFlags};
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
-use super::budget::Budget;
+use super::budget::{Budget, Source};
 use super::clock::FlowClock;
-use super::direction::{Direction, Env, Part};
+use super::direction::{Direction, Env, Part, cost_of};
 use super::flow::{Flow, FlowKey, Place, Side};
+use super::flows::{Flows, size};
 use super::isn::IsnCache;
-use super::offset::{advance, index};
+use super::offset::advance;
 use super::{DirectionId, End, Endpoints, Sink, StreamOptions};
 
 /// Counts since the table was made.
@@ -43,14 +43,7 @@ pub struct Stats {
 pub struct Streams {
     opts: StreamOptions,
     hasher: RandomState,
-    index: HashMap<FlowKey, u32, RandomState>,
-    slots: Vec<Option<Flow>>,
-    free: Vec<u32>,
-    /// The flows silent longest and shortest: the ends of a list through the slots.
-    oldest: Option<u32>,
-    newest: Option<u32>,
-    /// When to look at a flow again, at most one entry a flow. May be earlier than needed, never later.
-    timers: BTreeSet<(Timestamp, u32)>,
+    flows: Flows,
     /// Nothing happens by time alone before this.
     next_due: Timestamp,
     clock: FlowClock,
@@ -66,13 +59,8 @@ impl Streams {
     pub fn new(opts: StreamOptions) -> Self {
         let hasher = RandomState::new();
         Self {
-            index: HashMap::with_hasher(hasher.clone()),
+            flows: Flows::new(hasher.clone(), opts.total_cap / 2, opts.max_flows),
             hasher,
-            slots: Vec::new(),
-            free: Vec::new(),
-            oldest: None,
-            newest: None,
-            timers: BTreeSet::new(),
             next_due: Timestamp::INFINITY,
             clock: FlowClock::default(),
             isns: IsnCache::new(opts.isn_entries, opts.idle),
@@ -91,13 +79,12 @@ impl Streams {
             self.expire(now, sink);
         }
         let (key, side) = FlowKey::of(self.opts.flow_scope, seg);
-        let slot = self.index.get(&key).copied();
-        let Some(slot) = slot else {
+        let Some(slot) = self.flows.find(&key) else {
             return self.push_unknown(seg, key, side, sink);
         };
-        self.touch(slot, now);
+        self.flows.touch(slot, now);
         let outcome = self.push_known(slot, seg, key, side, sink);
-        self.rearm(slot);
+        self.settle(slot, sink);
         outcome
     }
 
@@ -120,16 +107,47 @@ impl Streams {
         if seg.payload.is_empty() {
             return PacketOutcome::Control;
         }
-        if self.index.len() >= self.opts.max_flows.max(1)
-            && let Some(oldest) = self.oldest
-        {
-            self.stats.evicted_flows += 1;
-            self.close_flow(oldest, End::Idle, sink);
-        }
-        let slot = self.insert_flow(Flow::new(key, now));
+        // As a rule the client has the higher port. Where it has not, it is charged to whom it talks to, and only such
+        // flows of that host's give way for it.
+        let client = if seg.src.port() < seg.dst.port() {
+            seg.dst.ip()
+        } else {
+            seg.src.ip()
+        };
+        let slot = self.flows.insert(Flow::new(key, now), Source::of(client));
+        self.stats.flows += 1;
+        self.next_due = self.next_due.min(now + self.opts.idle);
         let outcome = self.take(slot, seg, key, side, sink);
-        self.rearm(slot);
+        self.settle(slot, sink);
         outcome
+    }
+
+    /// Charges a flow for what it has become, and sees to it that the caps hold again and that time finds it.
+    fn settle(&mut self, slot: u32, sink: &mut impl Sink) {
+        self.flows.settle(slot, &mut self.budget);
+        self.rearm(slot);
+        while let Some(victim) = self.flows.victim(slot) {
+            self.stats.evicted_flows += 1;
+            self.close_flow(victim, End::Idle, sink);
+        }
+        while self.budget.over(0) > 0 && self.shed_largest(self.budget.over(0), 0, sink) {}
+    }
+
+    /// Makes whoever holds most of all shed about `need` bytes; `false` where nobody holds more than one of size `own`.
+    fn shed_largest(&mut self, need: usize, own: u8, sink: &mut impl Sink) -> bool {
+        let Some((victim, largest)) = self.flows.largest() else {
+            return false;
+        };
+        let Some((flow, mut env)) = self.parts(victim) else {
+            return false;
+        };
+        let Some(direction) = flow.largest().filter(|_| largest > own) else {
+            return false;
+        };
+        direction.give_way(need, &mut env, sink);
+        self.flows.settle(victim, &mut self.budget);
+        self.rearm(victim);
+        true
     }
 
     fn push_known(
@@ -290,12 +308,37 @@ impl Streams {
         part: &Part<'_>,
         sink: &mut impl Sink,
     ) -> PacketOutcome {
+        self.make_room(slot, side, at, part, sink);
         let Some((flow, mut env)) = self.parts(slot) else {
             return PacketOutcome::OutOfWindow;
         };
         match flow.half(side).generations.get_mut(at) {
             Some(generation) => generation.take(part, &mut env, sink),
             None => PacketOutcome::OutOfWindow,
+        }
+    }
+
+    /// Where the table is full and a segment must be held, whoever holds much more gives way.
+    fn make_room(
+        &mut self,
+        slot: u32,
+        side: Side,
+        at: usize,
+        part: &Part<'_>,
+        sink: &mut impl Sink,
+    ) {
+        loop {
+            let Some((flow, env)) = self.parts(slot) else {
+                return;
+            };
+            let own = size(flow.held() + cost_of(part.payload.len()));
+            let Some(generation) = flow.half(side).generations.get(at) else {
+                return;
+            };
+            let lacks = generation.lacks(part, &env);
+            if lacks == 0 || !self.shed_largest(lacks, own, sink) {
+                return;
+            }
         }
     }
 
@@ -312,7 +355,7 @@ impl Streams {
     /// closed, for `end` where neither FIN nor RST was seen. The table is empty afterwards and may be used again.
     pub fn finish(&mut self, end: End, sink: &mut impl Sink) {
         let mut all: Vec<(DirectionId, Direction)> = Vec::new();
-        for flow in self.slots.iter_mut().flatten() {
+        for flow in self.flows.iter_mut() {
             for side in [Side::Low, Side::High] {
                 all.extend(flow.half(side).generations.drain(..).map(|g| (g.id, g)));
             }
@@ -327,25 +370,26 @@ impl Streams {
             };
             generation.close(end, &mut env, sink);
         }
-        self.index.clear();
-        self.slots.clear();
-        self.free.clear();
-        self.timers.clear();
-        self.oldest = None;
-        self.newest = None;
+        self.flows.clear(&mut self.budget);
         self.next_due = Timestamp::INFINITY;
     }
 
     /// Connections in the table.
     #[must_use]
     pub fn flows(&self) -> usize {
-        self.index.len()
+        self.flows.len()
     }
 
-    /// Bytes that wait behind holes, with 160 bytes of bookkeeping for each piece.
+    /// Bytes that wait behind holes, with the bookkeeping of each piece.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
-        self.budget.total()
+        self.budget.total() - self.flows.bytes()
+    }
+
+    /// What the state of all flows is charged, the bytes that they hold aside.
+    #[must_use]
+    pub fn flow_bytes(&self) -> usize {
+        self.flows.bytes()
     }
 
     /// Payload bytes shed or refused because a cap was reached.
@@ -375,12 +419,12 @@ impl Streams {
     }
 
     fn flow(&mut self, slot: u32) -> Option<&mut Flow> {
-        self.slots.get_mut(index(u64::from(slot)))?.as_mut()
+        self.flows.get_mut(slot)
     }
 
     /// A flow, and what its directions need of the rest.
     fn parts(&mut self, slot: u32) -> Option<(&mut Flow, Env<'_>)> {
-        let flow = self.slots.get_mut(index(u64::from(slot)))?.as_mut()?;
+        let flow = self.flows.get_mut(slot)?;
         let env = Env {
             now: self.clock.now(),
             opts: &self.opts,
@@ -388,45 +432,6 @@ impl Streams {
             stats: &mut self.stats,
         };
         Some((flow, env))
-    }
-
-    fn insert_flow(&mut self, flow: Flow) -> u32 {
-        let key = flow.key;
-        self.stats.flows += 1;
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                if let Some(place) = self.slots.get_mut(index(u64::from(slot))) {
-                    *place = Some(flow);
-                }
-                slot
-            }
-            None => {
-                self.slots.push(Some(flow));
-                // The table holds at most `max_flows` flows; 2³² of them do not fit any memory.
-                u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
-            }
-        };
-        self.index.insert(key, slot);
-        self.link_newest(slot);
-        let now = self.clock.now();
-        self.next_due = self.next_due.min(now + self.opts.idle);
-        slot
-    }
-
-    fn remove_flow(&mut self, slot: u32) {
-        self.unlink(slot);
-        let Some(flow) = self
-            .slots
-            .get_mut(index(u64::from(slot)))
-            .and_then(Option::take)
-        else {
-            return;
-        };
-        if let Some(armed) = flow.armed {
-            self.timers.remove(&(armed, slot));
-        }
-        self.index.remove(&flow.key);
-        self.free.push(slot);
     }
 
     fn close_flow(&mut self, slot: u32, end: End, sink: &mut impl Sink) {
@@ -440,104 +445,40 @@ impl Streams {
                 generation.close(end, &mut env, sink);
             }
         }
-        self.remove_flow(slot);
-    }
-
-    /// Moves a flow to the end of the list of the silent.
-    fn touch(&mut self, slot: u32, now: Timestamp) {
-        if self.newest != Some(slot) {
-            self.unlink(slot);
-            self.link_newest(slot);
-        }
-        if let Some(flow) = self.flow(slot) {
-            flow.last = now;
-        }
-    }
-
-    fn link_newest(&mut self, slot: u32) {
-        let before = self.newest.replace(slot);
-        if let Some(flow) = self.flow(slot) {
-            flow.older = before;
-            flow.newer = None;
-        }
-        match before.and_then(|before| self.flow(before)) {
-            Some(flow) => flow.newer = Some(slot),
-            None => self.oldest = Some(slot),
-        }
-    }
-
-    fn unlink(&mut self, slot: u32) {
-        let Some((older, newer)) = self
-            .flow(slot)
-            .map(|flow| (flow.older.take(), flow.newer.take()))
-        else {
-            return;
-        };
-        match older.and_then(|older| self.flow(older)) {
-            Some(flow) => flow.newer = newer,
-            None => self.oldest = newer,
-        }
-        match newer.and_then(|newer| self.flow(newer)) {
-            Some(flow) => flow.older = older,
-            None => self.newest = older,
-        }
+        self.flows.remove(slot, &mut self.budget);
     }
 
     /// Sees to it that the table looks at a flow no later than when time changes something there.
     fn rearm(&mut self, slot: u32) {
-        let Some(flow) = self
-            .slots
-            .get_mut(index(u64::from(slot)))
-            .and_then(Option::as_mut)
-        else {
+        let Some(flow) = self.flows.get(slot) else {
             return;
         };
-        let Some(due) = flow.due(&self.opts) else {
-            return;
-        };
-        if flow.armed.is_some_and(|armed| armed <= due) {
-            return;
+        if let Some(due) = flow.due(&self.opts) {
+            self.flows.arm(slot, due);
+            self.next_due = self.next_due.min(due);
         }
-        if let Some(armed) = flow.armed.replace(due) {
-            self.timers.remove(&(armed, slot));
-        }
-        self.timers.insert((due, slot));
-        self.next_due = self.next_due.min(due);
     }
 
     /// Does what time alone does, in the order of time.
     fn expire(&mut self, now: Timestamp, sink: &mut impl Sink) {
-        while let Some(&(due, slot)) = self.timers.first() {
-            if due > now {
-                break;
-            }
-            self.timers.pop_first();
-            if let Some(flow) = self.flow(slot) {
-                flow.armed = None;
-            }
+        while let Some(slot) = self.flows.pop_timer(now) {
             self.tick(slot, sink);
+            self.flows.settle(slot, &mut self.budget);
             self.rearm(slot);
         }
-        while let Some(slot) = self.oldest {
-            let Some(last) = self.flow(slot).map(|flow| flow.last) else {
+        let mut idle = None;
+        while let Some(slot) = self.flows.oldest() {
+            let Some(last) = self.flows.get(slot).map(|flow| flow.last) else {
                 break;
             };
             if last + self.opts.idle > now {
+                idle = Some(last + self.opts.idle);
                 break;
             }
             self.close_flow(slot, End::Idle, sink);
         }
-        let timer = self.timers.first().map(|(due, _)| *due);
-        let idle_after = self.opts.idle;
-        let idle = self
-            .oldest
-            .and_then(|slot| self.flow(slot))
-            .map(|flow| flow.last + idle_after);
-        self.next_due = timer
-            .into_iter()
-            .chain(idle)
-            .min()
-            .unwrap_or(Timestamp::INFINITY);
+        let due = self.flows.next_timer().into_iter().chain(idle).min();
+        self.next_due = due.unwrap_or(Timestamp::INFINITY);
     }
 
     fn tick(&mut self, slot: u32, sink: &mut impl Sink) {
@@ -560,7 +501,7 @@ impl Streams {
             }
         }
         if flow.is_empty() {
-            self.remove_flow(slot);
+            self.flows.remove(slot, &mut self.budget);
         }
     }
 
@@ -571,47 +512,22 @@ impl Streams {
     #[cfg(any(test, feature = "fuzzing"))]
     pub fn check(&self) {
         let mut held = 0;
-        let mut armed = 0;
-        for (slot, flow) in self.slots.iter().enumerate() {
-            let Some(flow) = flow else { continue };
-            let slot = u32::try_from(slot).unwrap_or(u32::MAX);
-            assert_eq!(self.index.get(&flow.key), Some(&slot));
+        self.flows.check(|flow| {
             for half in flow.halves() {
                 assert!(half.generations.len() <= super::flow::MAX_GENERATIONS);
                 for generation in &half.generations {
                     generation.check(&self.opts);
-                    held += generation.cost();
                 }
             }
-            if let Some(at) = flow.armed {
-                assert!(self.timers.contains(&(at, slot)));
-                armed += 1;
-            }
+            held += flow.held();
             if let Some(due) = flow.due(&self.opts) {
-                assert!(
-                    flow.armed.is_some_and(|armed| armed <= due),
-                    "a flow would be forgotten"
-                );
+                let armed = flow.armed.is_some_and(|armed| armed <= due);
+                assert!(armed, "a flow would be forgotten");
                 assert!(self.next_due <= due);
             }
-        }
-        self.budget.check(held);
-        assert_eq!(armed, self.timers.len());
-        assert!(self.index.len() <= self.opts.max_flows);
-        // The list of the silent holds every flow once, in the order of their last packet.
-        let mut seen = 0;
-        let mut at = self.oldest;
-        let mut last = Timestamp(0);
-        while let Some(slot) = at {
-            let Some(flow) = &self.slots[slot as usize] else {
-                panic!("the list of the silent names an empty slot");
-            };
-            assert!(flow.last >= last);
-            last = flow.last;
-            seen += 1;
-            at = flow.newer;
-        }
-        assert_eq!(seen, self.index.len());
+        });
+        assert_eq!(self.held_bytes(), held);
+        self.budget.check(held + self.flows.bytes());
     }
 }
 

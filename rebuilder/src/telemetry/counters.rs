@@ -47,7 +47,7 @@ metrics! {
         BadChecksums => "bad_checksums", "Frames whose TCP or IPv4 checksum is wrong and that were taken all the same; see `--checksum`.";
         Gaps => "gaps", "Holes in a stream that were given up: their bytes were never captured.";
         GapBytes => "gap_bytes", "Bytes missing in the holes of known length that were given up.";
-        ShedBytes => "shed_bytes", "Captured bytes thrown away because a flow or the whole table had reached its byte cap.";
+        ShedBytes => "shed_bytes", "Captured bytes thrown away because a flow or the whole table had reached its byte cap, or because they lay alone far ahead of a stream that went on without them.";
         ConflictBytes => "conflict_bytes", "Bytes that disagreed with bytes that had been captured at the same place; see the flag `ambiguous`.";
         EvictedFlows => "evicted_flows", "Connections closed early because the flow table was full.";
         TimeJumps => "time_jumps", "Packet time stamps more than an hour ahead of flow time, which were not followed.";

@@ -3,10 +3,10 @@
 use super::super::Sink;
 use super::super::held::{MARK_BYTES, RUN_OVERHEAD};
 use super::super::offset::StreamOffset;
-use super::{Direction, Env};
+use super::{Direction, Env, Part};
 
 /// What a segment of `len` bytes costs at most.
-fn cost_of(len: usize) -> usize {
+pub(in crate::stream) fn cost_of(len: usize) -> usize {
     len.saturating_add(RUN_OVERHEAD + MARK_BYTES)
 }
 
@@ -53,6 +53,37 @@ impl Direction {
             }
             self.give_up_hole(env, sink);
         }
+    }
+
+    /// The bytes that the whole table would be over its cap if this segment were held; none where it would not be.
+    pub(in crate::stream) fn lacks(&self, part: &Part<'_>, env: &Env<'_>) -> usize {
+        let ahead = self.place(part.seq) > i64::try_from(self.next.0).unwrap_or(i64::MAX);
+        if part.payload.is_empty() || self.opaque.is_some() || !(ahead || self.is_waiting()) {
+            return 0;
+        }
+        env.budget.over(cost_of(part.payload.len()))
+    }
+
+    /// Frees about `need` bytes for somebody who holds less.
+    pub(in crate::stream) fn give_way(
+        &mut self,
+        need: usize,
+        env: &mut Env<'_>,
+        sink: &mut impl Sink,
+    ) {
+        if self.is_waiting() {
+            self.open_midstream(env, sink);
+        } else if let Some(first) = self.held.first()
+            && first.cut.is_some()
+            && first.at <= self.next
+        {
+            self.give_up_hole(env, sink);
+        } else if let Some(shed) = self.held.shed_last(need) {
+            env.stats.shed_bytes += shed.bytes;
+            self.note_shed(shed.from, shed.to);
+        }
+        self.settle(env);
+        self.refresh_hole();
     }
 
     /// Whether a segment at `from` is the farthest ahead and exceeds a cap: then it is refused without a copy.

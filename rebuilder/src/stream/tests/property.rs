@@ -394,7 +394,7 @@ fn many_segments_stay_within_memory_and_time() {
         }
     }
     let opts = StreamOptions {
-        total_cap: 1 << 20,
+        total_cap: 3 << 20,
         ..StreamOptions::default()
     };
     let cap = opts.total_cap;
@@ -437,13 +437,14 @@ fn many_segments_stay_within_memory_and_time() {
             cut: 0,
         };
         streams.push(&segment, &mut sink);
-        most = most.max(streams.held_bytes());
-        assert!(streams.held_bytes() <= cap);
+        let all = streams.held_bytes() + streams.flow_bytes();
+        most = most.max(all);
+        assert!(all <= cap);
     }
     let took = started.elapsed();
     streams.check();
     streams.finish(End::Eof, &mut sink);
-    assert!(most > cap / 2, "the cap was never near: {most}");
+    assert!(most > cap - cap / 10, "the cap was never near: {most}");
     assert!(sink.0 > 0);
     // An unoptimised build on a busy machine takes a few seconds; quadratic behaviour takes minutes.
     assert!(took.as_secs() < 60, "{took:?}");
