@@ -10,6 +10,7 @@ mod properties;
 mod proxy;
 mod row;
 mod table;
+mod upgrade;
 
 use super::{Extractor, Flags, HttpCounters, HttpOptions, Request};
 use crate::stream::{Chunk, DirectionId, End, Endpoints, Interest};
