@@ -45,7 +45,7 @@ fn body() -> impl Strategy<Value = (String, Vec<u8>, u64, Vec<Range<usize>>)> {
             format!("Content-Length: {}\r\n", b.len()),
             b.clone(),
             b.len() as u64,
-            vec![0..b.len()],
+            std::iter::once(0..b.len()).collect(),
         )),
         (prop::collection::vec(chunk, 0..4), trailer).prop_map(|(chunks, trailer)| {
             let mut raw = Vec::new();
