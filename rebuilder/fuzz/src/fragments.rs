@@ -180,6 +180,22 @@ fn piece(
         packet.honest = false;
     }
     let honest = fate == 0 || fate > 4;
+    let frame = Frame {
+        ts: Timestamp(now),
+        link: LinkType::Raw,
+        data: &frame,
+    };
+    if piece.offset == 0 && !piece.more {
+        // All of a packet in one piece is no piece, and nothing that waits knows of it.
+        match decoder.decode(&frame) {
+            Ok(segment) if honest => {
+                assert_eq!(segment.payload, &packet.bytes[packet.payload_at..]);
+            }
+            Err(outcome) => assert!(!honest, "{outcome} for a packet that is in order"),
+            Ok(_) => {}
+        }
+        return honest;
+    }
     packet.honest &= honest;
     let place = u32::try_from(piece.offset).unwrap_or(u32::MAX);
     let own = piece.offset == offset;
@@ -187,13 +203,6 @@ fn piece(
     let values = vec![if own { variant } else { 4 }; bytes.len()];
     packet.sent.note(place, &values);
     packet.last_sent |= !piece.more;
-    let whole_packet = offset == 0 && end == size && honest;
-
-    let frame = Frame {
-        ts: Timestamp(now),
-        link: LinkType::Raw,
-        data: &frame,
-    };
     match decoder.decode(&frame) {
         Ok(segment) => {
             assert_eq!(segment.ts, Timestamp(now));
@@ -212,11 +221,9 @@ fn piece(
             if packet.honest {
                 assert_eq!(segment.payload, &packet.bytes[packet.payload_at..]);
                 assert_eq!(segment.cut, 0);
-                assert!(whole_packet || packet.is_whole(), "whole before it was");
+                assert!(packet.is_whole(), "whole before it was");
             }
-            if !whole_packet || packet.is_whole() {
-                packet.forget();
-            }
+            packet.forget();
         }
         Err(outcome) => {
             assert!(DECODE_OUTCOMES.contains(&outcome.label()), "{outcome}");
@@ -224,6 +231,10 @@ fn piece(
                 crowded || !packet.honest || !packet.is_whole(),
                 "all of it was sent, and it is not whole"
             );
+            if !matches!(outcome.label(), "fragment" | "bad_ip") {
+                // It became whole, and turned out to be nothing.
+                packet.forget();
+            }
         }
     }
     honest

@@ -1,5 +1,7 @@
 //! At a message boundary: a PROXY header, a head, or what is neither.
 
+use std::mem;
+
 use super::super::body::Rest;
 use super::super::chunked::Chunked;
 use super::super::context::Context;
@@ -41,7 +43,18 @@ impl Direction {
                 building.raw.extend_from_slice(bytes);
                 (State::Preamble(building), bytes.len())
             }
-            Preamble::Absent => (State::Head(building, HeadScan::new(false)), 0),
+            Preamble::Absent => {
+                // What was held is read again as what it is: there may be a whole head in it, and more behind that.
+                self.state = State::Head(Building::default(), HeadScan::new(false));
+                let origin = Origin {
+                    ts: building.ts,
+                    segment_start: true,
+                    conflict: building.flags.contains(Flags::AMBIGUOUS),
+                };
+                self.data(cx, &building.raw, origin);
+                let opaque = State::Opaque(PacketOutcome::NotHttp);
+                (mem::replace(&mut self.state, opaque), 0)
+            }
             Preamble::Header { len, source } => {
                 cx.counters.proxy_headers += 1;
                 let from = &cx.options.proxy_from;

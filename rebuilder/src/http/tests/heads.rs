@@ -401,3 +401,19 @@ fn copies_that_disagreed_mark_the_requests_that_contain_them() {
     assert_eq!(outcome.flags(), [a, b, b, a]);
     assert_eq!(outcome.requests[2].ts, Timestamp(2));
 }
+
+/// Found by the fuzzer: what waited for the rest of a PROXY line turned out to be a whole head and more.
+#[test]
+fn bytes_that_waited_for_a_proxy_header_are_read_again_as_what_they_are() {
+    let outcome = run(&[
+        seg("PROXY / HTTP/1.1\n\nGET /hid"),
+        More(b"den HTTP/1.1\r\nHost: h\r\n\r\n".to_vec()),
+    ]);
+    assert_eq!(outcome.lines(), ["PROXY /", "GET /hidden"]);
+    assert_eq!(outcome.counters.skipped_bytes, 0);
+    // The same as in one piece, and in pieces of one byte.
+    let text = b"PROXY / HTTP/1.1\n\nGET /hidden HTTP/1.1\r\nHost: h\r\n\r\n";
+    assert_eq!(one(text).lines(), outcome.lines());
+    let bytes: Vec<Event> = text.iter().map(|b| seg([*b])).collect();
+    assert_eq!(run(&bytes).lines(), outcome.lines());
+}
