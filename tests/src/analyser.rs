@@ -70,7 +70,8 @@ impl Inspected {
 }
 
 impl Analyser {
-    /// Starts it on port 80 of `host`.
+    /// Starts it on port 80 of `host`. What it accepts it answers by the beginning of the target: `/302/`, `/404/` and
+    /// `/503/` with that status, all else with 200; the header `X-Echo` holds the target.
     ///
     /// # Errors
     /// Where a package is missing or nginx does not start.
@@ -106,7 +107,8 @@ impl Analyser {
              server {{ listen 80; modsecurity on; modsecurity_rules_file {engine};\n\
              location / {{ proxy_pass http://unix:{home}/upstream; proxy_set_header Host $http_host; }} }}\n\
              server {{ listen unix:{home}/upstream; access_log off; client_max_body_size 16m;\n\
-             location / {{ return 200 \"ok\\n\"; }} }}",
+             add_header X-Echo $request_uri always; location / {{ return 200 \"ok\\n\"; }}\n\
+             location /302/ {{ return 302 /; }} location /404/ {{ return 404; }} location /503/ {{ return 503; }} }}",
             engine = engine.display(),
             home = home.display(),
         );

@@ -27,6 +27,7 @@ pub mod process;
 pub mod random;
 pub mod rebuilder;
 pub mod recorder;
+pub mod relay;
 pub mod skip;
 mod sys;
 pub mod verbatim;

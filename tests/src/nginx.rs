@@ -31,7 +31,7 @@ pub struct Nginx {
 }
 
 /// One line of the access log.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct Entry {
     /// When the answer was finished, in seconds since the epoch.
     pub at: f64,
@@ -52,6 +52,15 @@ pub struct Entry {
     pub line: String,
     /// Status of the answer.
     pub status: u16,
+    /// What nginx reads as `X-Real-IP`; empty where it reads none.
+    #[serde(default)]
+    pub real_ip: String,
+    /// `X-Server-Addr`, a blank, `X-Server-Port`, in the same way.
+    #[serde(default)]
+    pub original: String,
+    /// `X-Mirror-Flags`, in the same way.
+    #[serde(default)]
+    pub flags: String,
 }
 
 impl Entry {
@@ -89,6 +98,24 @@ impl Nginx {
         )
     }
 
+    /// An analyser that inspects nothing: port 80 as nginx is by default, port 81 with `underscores_in_headers on`.
+    ///
+    /// # Errors
+    /// Where nginx does not start.
+    pub fn plain_analyser(host: &Host, name: &str, directory: &Path) -> anyhow::Result<Self> {
+        let http = "keepalive_requests 1000000; keepalive_timeout 600s;\n\
+                    server { listen 80 backlog=4096; location / { return 200 \"ok\\n\"; } }\n\
+                    server { listen 81; underscores_in_headers on; location / { return 200 \"ok\\n\"; } }";
+        let listens = SocketAddr::from(([127, 0, 0, 1], 80));
+        Self::start(
+            host,
+            name,
+            directory,
+            &Configuration { main: "", http },
+            listens,
+        )
+    }
+
     /// Starts nginx in `DIRECTORY/NAME`, whose access log goes on where one of that name ended.
     pub(crate) fn start(
         host: &Host,
@@ -108,7 +135,9 @@ impl Nginx {
              http {{\n\
              log_format entry escape=json '{{\"at\":$msec,\"connection\":$connection,\"number\":$connection_requests,\
              \"client\":\"$remote_addr\",\"port\":$remote_port,\"server\":\"$server_addr\",\
-             \"line\":\"$request\",\"status\":$status}}';\n\
+             \"line\":\"$request\",\"status\":$status,\
+             \"real_ip\":\"$http_x_real_ip\",\"original\":\"$http_x_server_addr $http_x_server_port\",\
+             \"flags\":\"$http_x_mirror_flags\"}}';\n\
              access_log {at}/access.log entry;\n\
              client_body_temp_path {at}/body; proxy_temp_path {at}/proxy; fastcgi_temp_path {at}/fastcgi;\n\
              uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;\n\
@@ -188,14 +217,8 @@ mod tests {
     #[test]
     fn a_target_with_spaces_is_all_between_the_first_and_the_last() {
         let entry = Entry {
-            at: 0.0,
-            connection: 1,
-            number: 1,
-            client: String::new(),
-            port: 0,
-            server: String::new(),
             line: "GET /a b c HTTP/1.1".to_owned(),
-            status: 400,
+            ..Entry::default()
         };
         assert_eq!((entry.method(), entry.target()), ("GET", "/a b c"));
     }

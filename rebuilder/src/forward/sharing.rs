@@ -50,7 +50,19 @@ pub(super) fn strict(request: &Request, framed: bool) -> Option<StrictHead> {
             head.lengths == 0 && head.codings == 1 && head.chunked && request.version == (1, 1)
         }
     };
-    (agrees && head.lookalikes == 0).then_some(head)
+    let body = request.raw.get(request.head_end..).unwrap_or_default();
+    (agrees && head.lookalikes == 0 && !begins_like_a_request(body)).then_some(head)
+}
+
+/// Whether a reader that takes no body where there is one ("CL.0") would go on with a request line, of which the next
+/// request on the connection would become a part.
+fn begins_like_a_request(body: &[u8]) -> bool {
+    let line = body.trim_ascii_start();
+    let method = line
+        .iter()
+        .take_while(|&&b| b.is_ascii_uppercase() || b == b'-' || b == b'_')
+        .count();
+    method > 0 && line.get(method) == Some(&b' ')
 }
 
 /// What may stand behind `request`, by its strict reading.

@@ -371,6 +371,16 @@ fn what_may_follow_a_request_is_decided_by_the_letter() {
         (&long_head, PERSIST, Last),
         (&long_body, PERSIST, Last),
         (&many_fields, PERSIST, Last),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 7\r\n\r\n\r\nGET /",
+            PERSIST,
+            Alone,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 7\r\n\r\nGET=/ &",
+            PERSIST,
+            Followed,
+        ),
         ("GET / HTTP/1.2\r\nHost: h\r\n\r\n", PERSIST, Alone),
         ("GET  / HTTP/1.1\r\nHost: h\r\n\r\n", PERSIST, Alone),
         ("GET /a b HTTP/1.1\r\nHost: h\r\n\r\n", PERSIST, Alone),
