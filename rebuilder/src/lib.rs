@@ -10,6 +10,7 @@
 //! and a live socket run the same code. Every packet ends in exactly one [`telemetry::PacketOutcome`], every
 //! request in exactly one [`telemetry::RequestOutcome`]; these enums are the label sets of the metrics.
 
+mod budget;
 pub mod decode;
 pub mod forward;
 pub mod http;

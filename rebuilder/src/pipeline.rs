@@ -86,6 +86,7 @@ impl Pipeline {
 
     /// Ends every flow: the capture file is at its end, or the worker drains.
     pub fn finish(&mut self, end: End, out: &mut impl FnMut(Request)) {
+        self.decoder.finish();
         let mut sink = Extraction {
             gaps: &mut self.gaps,
             extractor: &mut self.extractor,
@@ -110,6 +111,18 @@ impl Pipeline {
     #[must_use]
     pub fn bad_checksums(&self) -> u64 {
         self.decoder.bad_checksums()
+    }
+
+    /// Captured bytes of IP fragments that never became a packet.
+    #[must_use]
+    pub fn lost_fragment_bytes(&self) -> u64 {
+        self.decoder.lost_fragment_bytes()
+    }
+
+    /// Bytes that disagreed with bytes captured at the same place, of IP fragments and of streams.
+    #[must_use]
+    pub fn conflict_bytes(&self) -> u64 {
+        self.decoder.fragment_conflict_bytes() + self.streams.stats().conflicting_bytes
     }
 
     /// Holes in streams that were given up.

@@ -445,7 +445,8 @@ impl Worker {
                 (Counter::Gaps, pipeline.gaps()),
                 (Counter::GapBytes, stream.gap_bytes),
                 (Counter::ShedBytes, stream.shed_bytes),
-                (Counter::ConflictBytes, stream.conflicting_bytes),
+                (Counter::ConflictBytes, pipeline.conflict_bytes()),
+                (Counter::LostFragmentBytes, pipeline.lost_fragment_bytes()),
                 (Counter::EvictedFlows, stream.evicted_flows),
                 (Counter::TimeJumps, stream.time_jumps),
                 (

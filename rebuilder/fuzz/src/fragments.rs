@@ -2,6 +2,7 @@
 
 use rebuilder::decode::{DecodeOptions, Decoder, MAX_FRAGMENT_BYTES};
 use rebuilder::receive::{Frame, LinkType};
+use rebuilder::telemetry::PacketOutcome;
 use rebuilder::time::Timestamp;
 
 use crate::bytemap::ByteMap;
@@ -21,6 +22,10 @@ struct Packet {
     /// Where the TCP payload begins in it.
     payload_at: usize,
     seq: u32,
+    /// How long its pieces are, a multiple of 8; the last may be shorter.
+    step: usize,
+    /// It was whole, and copies of its pieces are known as such.
+    done: bool,
     /// Of the pieces that were sent since it was whole last, which values each byte had.
     sent: ByteMap,
     /// No piece was cut, changed or put in a wrong place.
@@ -66,6 +71,13 @@ impl Packet {
             bytes,
             payload_at,
             seq,
+            // An IPv6 packet's first piece must hold the TCP or UDP header.
+            step: match input.below(4) {
+                0 => 1480,
+                1 => 8 * (3 + usize::from(input.below(8))),
+                _ => 8 * (3 + usize::from(input.get::<u8>())),
+            },
+            done: false,
             sent: ByteMap::default(),
             honest: true,
             last_sent: false,
@@ -92,8 +104,8 @@ fn content(i: usize, n: u8) -> u8 {
 /// cut, with other bytes, lying about where they stand, never complete.
 ///
 /// Asserts: the store stays within its cap and its invariants hold; a packet that becomes whole consists of bytes that
-/// its pieces had at those places; where all pieces were honest it is the packet that was sent, and it becomes whole
-/// with exactly that piece that completes it.
+/// its pieces had at those places; where all pieces were honest it is the packet that was sent, it becomes whole with
+/// exactly that piece that completes it, and further copies of its pieces are known as such.
 pub fn fragments(data: &[u8]) {
     let mut input = Input::new(data);
     let calm = input.get::<bool>();
@@ -145,21 +157,21 @@ fn piece(
     crowded: bool,
 ) -> bool {
     let size = packet.bytes.len();
-    let units = size / 8;
-    let offset = usize::from(input.get::<u16>()) % (units + 1) * 8;
-    let len = match input.below(4) {
-        0 => size,
-        1 => 8 * (1 + usize::from(input.get::<u8>())),
-        _ => 1480,
-    };
-    let end = (offset + len).min(size);
+    let count = size.div_ceil(packet.step);
+    let mut offset = usize::from(input.get::<u16>()) % count * packet.step;
+    let mut end = (offset + packet.step).min(size);
+    let fate = if calm { 0 } else { input.below(12) };
+    if fate == 5 {
+        // It overlaps others: Linux throws the packet away, and begins anew with what follows.
+        offset = usize::from(input.get::<u16>()) % (size / 8) * 8;
+        end = (offset + 8 * (1 + usize::from(input.get::<u8>()))).min(size);
+    }
     let mut piece = Piece {
         id: packet.id,
         offset,
         more: end < size,
     };
     let mut bytes = packet.bytes[offset..end].to_vec();
-    let fate = if calm { 0 } else { input.below(12) };
     let mut variant = 0;
     match fate {
         // Another sender's bytes.
@@ -173,20 +185,14 @@ fn piece(
         _ => {}
     }
     let mut frame = wire::ip(packet.ends, packet.protocol, Some(piece), &bytes);
-    if fate == 4 {
-        let cut = usize::from(input.get::<u8>()).min(bytes.len());
-        frame.truncate(frame.len() - cut);
-        bytes.truncate(bytes.len() - cut);
-        packet.honest = false;
-    }
-    let honest = fate == 0 || fate > 4;
-    let frame = Frame {
-        ts: Timestamp(now),
-        link: LinkType::Raw,
-        data: &frame,
-    };
+    let honest = fate == 0 || fate > 5;
     if piece.offset == 0 && !piece.more {
-        // All of a packet in one piece is no piece, and nothing that waits knows of it.
+        // No piece at all: the store never sees it.
+        let frame = Frame {
+            ts: Timestamp(now),
+            link: LinkType::Raw,
+            data: &frame,
+        };
         match decoder.decode(&frame) {
             Ok(segment) if honest => {
                 assert_eq!(segment.payload, &packet.bytes[packet.payload_at..]);
@@ -196,6 +202,11 @@ fn piece(
         }
         return honest;
     }
+    if fate == 4 {
+        let cut = usize::from(input.get::<u8>()).min(bytes.len());
+        frame.truncate(frame.len() - cut);
+        bytes.truncate(bytes.len() - cut);
+    }
     packet.honest &= honest;
     let place = u32::try_from(piece.offset).unwrap_or(u32::MAX);
     let own = piece.offset == offset;
@@ -203,6 +214,12 @@ fn piece(
     let values = vec![if own { variant } else { 4 }; bytes.len()];
     packet.sent.note(place, &values);
     packet.last_sent |= !piece.more;
+
+    let frame = Frame {
+        ts: Timestamp(now),
+        link: LinkType::Raw,
+        data: &frame,
+    };
     match decoder.decode(&frame) {
         Ok(segment) => {
             assert_eq!(segment.ts, Timestamp(now));
@@ -224,16 +241,26 @@ fn piece(
                 assert!(packet.is_whole(), "whole before it was");
             }
             packet.forget();
+            packet.done = true;
         }
         Err(outcome) => {
             assert!(DECODE_OUTCOMES.contains(&outcome.label()), "{outcome}");
-            assert!(
-                crowded || !packet.honest || !packet.is_whole(),
-                "all of it was sent, and it is not whole"
-            );
-            if !matches!(outcome.label(), "fragment" | "bad_ip") {
+            if packet.done {
+                let is_copy = outcome == PacketOutcome::Duplicate;
+                assert!(crowded || !packet.honest || is_copy, "{outcome}");
+            } else {
+                assert!(
+                    crowded || !packet.honest || !packet.is_whole(),
+                    "all of it was sent, and it is not whole"
+                );
+            }
+            if !matches!(
+                outcome.label(),
+                "fragment" | "duplicate" | "over_cap" | "bad_ip"
+            ) {
                 // It became whole, and turned out to be nothing.
                 packet.forget();
+                packet.done = true;
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::input::Input;
 use crate::wire::{self, Ends, Piece, Tcp};
 
 /// The outcomes in which a frame may end before it is a segment.
-pub(crate) const DECODE_OUTCOMES: [&str; 9] = [
+pub(crate) const DECODE_OUTCOMES: [&str; 11] = [
     "not_tcp",
     "not_ip",
     "fragment",
@@ -21,6 +21,9 @@ pub(crate) const DECODE_OUTCOMES: [&str; 9] = [
     "bad_link",
     "bad_ip",
     "bad_tcp",
+    // Of pieces of a packet.
+    "duplicate",
+    "over_cap",
 ];
 
 const LINKS: [LinkType; 9] = [

@@ -6,8 +6,9 @@
 //!            └─────────────────────────────────────┘
 //! ```
 //!
-//! The pieces of a fragmented IP packet are put together again (`fragments.rs`): each but the completing one ends in
-//! `fragment`, that one in what the whole packet is.
+//! The pieces of a fragmented IP packet are put together again (`fragments.rs`): a new one ends in `fragment`, a copy in
+//! `duplicate`, one that makes the packet unsound in `bad_ip`, one whose sender holds its share in `over_cap`, and the
+//! one that completes the packet in what that is.
 //!
 //! Every layer is a pure function over a slice, lenient where a mirror or a sender's offloads make frames that no
 //! wire would carry: a frame cut behind its headers is *cut*, not bad; IP lengths of zero mean "the rest"; a wrong
@@ -34,7 +35,7 @@ use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
 pub use checksum::{ChecksumPolicy, MAX_CHECKSUM_WINDOWS};
-pub use fragments::{FRAGMENT_TIMEOUT, MAX_FRAGMENT_BYTES};
+pub use fragments::{FRAGMENT_TIMEOUT_V4, FRAGMENT_TIMEOUT_V6, MAX_FRAGMENT_BYTES};
 pub(crate) use link::{Network, network as network_layer};
 pub use tunnel::MAX_TUNNEL_DEPTH;
 pub(crate) use tunnel::outermost_vxlan;
@@ -133,11 +134,29 @@ impl Decoder {
         self.checksums.taken()
     }
 
+    /// Captured bytes of pieces of packets that never became whole, or stood behind a hole in one.
+    #[must_use]
+    pub fn lost_fragment_bytes(&self) -> u64 {
+        self.fragments.lost_bytes()
+    }
+
+    /// Bytes of pieces of packets that disagreed with copies that had come before.
+    #[must_use]
+    pub fn fragment_conflict_bytes(&self) -> u64 {
+        self.fragments.conflict_bytes()
+    }
+
+    /// Gives up the pieces that still wait: nothing more comes.
+    pub fn finish(&mut self) {
+        self.fragments.clear();
+    }
+
     /// The TCP segment in `frame`; where the frame is wrapped in tunnels, the one in the innermost packet.
     ///
     /// # Errors
-    /// The outcome in which the packet ends here: any of `not_tcp`, `not_ip`, `fragment`, `link_type`,
-    /// `vni_excluded`, `port_excluded`, `bad_checksum`, `bad_vxlan`, `bad_link`, `bad_ip`, `bad_tcp`.
+    /// The outcome in which the packet ends here: any of `not_tcp`, `not_ip`, `fragment`, `duplicate` and `over_cap` (of
+    /// pieces), `link_type`, `vni_excluded`, `port_excluded`, `bad_checksum`, `bad_vxlan`, `bad_link`, `bad_ip`,
+    /// `bad_tcp`.
     pub fn decode<'a>(&'a mut self, frame: &Frame<'a>) -> Result<Segment<'a>, PacketOutcome> {
         let Self {
             options, checksums, ..

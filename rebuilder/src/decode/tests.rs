@@ -2,6 +2,7 @@ mod agreement;
 mod checksum;
 mod corpus;
 mod fragments;
+mod kernel;
 mod lax;
 mod outcomes;
 

@@ -3,8 +3,8 @@
 use super::Request;
 use super::extract::{HttpCounters, HttpOptions};
 use super::search::Search;
+use crate::budget::{Budget, Source};
 use crate::stream::Endpoints;
-use crate::stream::budget::{Budget, Source};
 
 /// What a direction needs of its extractor.
 pub(super) struct Context<'a> {

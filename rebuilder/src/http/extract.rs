@@ -6,7 +6,7 @@ use super::context::Context;
 use super::direction::Direction;
 use super::search::Origin;
 use super::{Cidr, Request};
-use crate::stream::budget::{Budget, Source};
+use crate::budget::{Budget, Source};
 use crate::stream::{Chunk, DirectionId, Endpoints, Interest};
 
 /// What the extractor may hold and whom it believes.

@@ -4,11 +4,11 @@ use crate::decode::Seq;
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
-use super::budget::{Budget, Source};
 use super::held::{Arrival, Held, Piece};
 use super::offset::{StreamOffset, advance, distance, len64};
 use super::table::Stats;
 use super::{Chunk, DirectionId, Endpoints, Interest, Sink, StreamOptions};
+use crate::budget::{Budget, Source};
 
 mod caps;
 mod ending;

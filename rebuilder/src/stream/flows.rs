@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use crate::time::Timestamp;
 
-use super::budget::{Budget, Source};
 use super::flow::{Flow, FlowKey};
 use super::offset::index;
+use crate::budget::{Budget, Source};
 
 /// What a flow costs beside its directions, the stages behind included: its slot (208 bytes), its share of the index, of
 /// the timers, and of what is known of its owner, each in a table that may be less than half full.

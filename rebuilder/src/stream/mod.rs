@@ -63,7 +63,6 @@ use crate::decode::Vni;
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
-pub(crate) mod budget;
 mod clock;
 mod direction;
 mod flow;

@@ -7,7 +7,6 @@ use crate::decode::{Segment, Seq, TcpFlags};
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
-use super::budget::{Budget, Source};
 use super::clock::FlowClock;
 use super::direction::{Direction, Env, Part, cost_of};
 use super::flow::{Flow, FlowKey, Place, Side};
@@ -15,6 +14,7 @@ use super::flows::{Flows, size};
 use super::isn::IsnCache;
 use super::offset::advance;
 use super::{DirectionId, End, Endpoints, Sink, StreamOptions};
+use crate::budget::{Budget, Source};
 
 /// Counts since the table was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,4 +1,5 @@
-//! Who holds how many bytes. Every byte that waits in a stream is charged here, with its bookkeeping.
+//! Who holds how many bytes. Every byte that waits (for its packet, in a stream, for its request) is charged to such an
+//! account, with its bookkeeping.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -82,6 +83,12 @@ impl Budget {
     /// How many bytes over the cap all would be with `more`.
     pub(crate) fn over(&self, more: usize) -> usize {
         self.total.saturating_add(more).saturating_sub(self.cap)
+    }
+
+    /// Whether with `more` bytes the table would be more than half full, and `source` would have more than a quarter.
+    pub(crate) fn over_share(&self, source: Source, more: usize) -> bool {
+        let held = self.sources.get(&source).copied().unwrap_or(0);
+        self.total.saturating_add(more) > self.cap / 2 && held.saturating_add(more) > self.cap / 4
     }
 
     /// Whether the sums agree; `held` is the sum over all streams.
