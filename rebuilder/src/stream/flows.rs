@@ -318,17 +318,14 @@ impl Flows {
         let owner = self.get(slot)?.owner;
         let over = self.bytes > self.cap || self.len() > self.max;
         let greedy = self.bytes > self.cap / 2 && self.owned_bytes(owner) > self.cap / 4;
-        let victim = if greedy {
-            self.oldest_of(owner)
-        } else if over {
-            match self.heavy.last() {
-                Some(&heavy) => self.oldest_of(heavy),
-                None => self.silent(self.all, |flow| &flow.all),
-            }
-        } else {
-            None
-        };
-        victim.filter(|victim| *victim != slot)
+        let own = greedy.then(|| self.oldest_of(owner, slot)).flatten();
+        if own.is_some() || !over {
+            return own;
+        }
+        let heavy = self.heavy.last();
+        heavy
+            .and_then(|heavy| self.oldest_of(*heavy, slot))
+            .or_else(|| self.silent(self.all, slot, |flow| &flow.all))
     }
 
     /// The first flow in the order of silence: to within [`RELINK`], the one that was silent longest.
@@ -336,19 +333,21 @@ impl Flows {
         (self.all.oldest != NIL).then_some(self.all.oldest)
     }
 
-    /// Among the first flows of a list, the one that was silent longest.
-    fn silent(&self, ends: Ends, links: fn(&Flow) -> &Links) -> Option<u32> {
+    /// Among the first flows of a list, the one that was silent longest, the one in `but` left out: others may be as
+    /// old as it.
+    fn silent(&self, ends: Ends, but: u32, links: fn(&Flow) -> &Links) -> Option<u32> {
         let next = |slot: &u32| self.get(*slot).map(|flow| links(flow).newer);
         std::iter::successors(Some(ends.oldest), next)
             .take(LOOKED_AT)
+            .filter(|slot| *slot != but)
             .filter_map(|slot| Some((self.get(slot)?.last, slot)))
             .min_by_key(|(last, _)| *last)
             .map(|(_, slot)| slot)
     }
 
-    fn oldest_of(&self, owner: u32) -> Option<u32> {
+    fn oldest_of(&self, owner: u32, but: u32) -> Option<u32> {
         let owner = self.owners.get(index(u64::from(owner)))?.as_ref()?;
-        self.silent(owner.flows, |flow| &flow.kin)
+        self.silent(owner.flows, but, |flow| &flow.kin)
     }
 
     /// A flow that holds as many bytes as any, to within a factor of two, and the size of its kind.
