@@ -82,6 +82,42 @@ fn under_mtu_9001_the_first_8446_bytes_of_an_upload_survive_and_a_counter_says_s
     rebuilder.shows("rebuilder_requests_total{outcome=\"delivered_2xx\"} 2");
 }
 
+/// Chunked, what ends before the first missing byte is sent: the last whole chunk, and the zero chunk behind it.
+#[test]
+fn a_chunked_upload_ends_with_its_last_whole_chunk() {
+    let (address, received) = analyser();
+    let rebuilder = Rebuilder::start(address, &[]);
+    let head = "POST /upload HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    // 0x3e8: a thousand. Eight of them and a part of a ninth, of two thousand, fit into what is left of the first frame; the
+    // hole lies in the data of the ninth, so the framing is kept.
+    let chunk = format!("3e8\r\n{}\r\n", "c".repeat(1000));
+    let last = format!("7d0\r\n{}\r\n", "d".repeat(2000));
+    let bytes = format!("{head}{}{last}0\r\n\r\n{NEXT}", chunk.repeat(8));
+    let mut sender = Sender::new("10.1.0.7:40000", "10.0.0.2:80");
+    let mut frames = vec![sender.syn()];
+    frames.extend(
+        bytes
+            .as_bytes()
+            .chunks(8961)
+            .map(|payload| sender.data(payload)),
+    );
+    frames.push(sender.fin());
+    frames.iter_mut().for_each(|f| f.truncate(PACKET_LENGTH));
+    rebuilder.send(&frames);
+    let (upload, next) = upload_and_next(&received);
+    let expected = format!("{}0\r\n\r\n", chunk.repeat(8));
+    assert!(
+        upload.body == expected.as_bytes(),
+        "{} bytes",
+        upload.body.len()
+    );
+    assert_eq!(upload.field("X-Mirror-Flags"), Some("truncated"));
+    assert_eq!(
+        (next.target(), next.field("X-Mirror-Flags")),
+        ("/next", None)
+    );
+}
+
 #[test]
 fn with_incomplete_drop_a_cut_upload_is_counted_instead() {
     let (address, received) = analyser();

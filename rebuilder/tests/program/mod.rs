@@ -38,7 +38,31 @@ impl Got {
     }
 }
 
-/// Answers each request (with a `Content-Length`, or without body) with 200 and gives it to the receiver. Ends with the
+/// By its length, or its chunks as they stand; nothing where it has neither.
+fn read_body(stream: &mut impl BufRead, got: &mut Got) -> std::io::Result<()> {
+    if got.field("Transfer-Encoding").is_none() {
+        let length = got
+            .field("Content-Length")
+            .map_or(0, |l| l.parse().unwrap());
+        got.body.resize(length, 0);
+        return stream.read_exact(&mut got.body);
+    }
+    loop {
+        let mut line = String::new();
+        stream.read_line(&mut line)?;
+        let size = usize::from_str_radix(line.trim_end(), 16).unwrap();
+        got.body.extend(line.as_bytes());
+        let at = got.body.len();
+        // The data and its line end, or the empty line behind the zero chunk.
+        got.body.resize(at + size + 2, 0);
+        stream.read_exact(&mut got.body[at..])?;
+        if size == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// Answers each request (with a length, chunked without trailers, or without body) with 200 and gives it to the receiver. Ends with the
 /// test.
 pub(crate) fn analyser() -> (SocketAddr, Receiver<Got>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -58,11 +82,7 @@ pub(crate) fn analyser() -> (SocketAddr, Receiver<Got>) {
                         head: std::mem::take(&mut head),
                         body: Vec::new(),
                     };
-                    let length = got
-                        .field("Content-Length")
-                        .map_or(0, |l| l.parse().unwrap());
-                    got.body.resize(length, 0);
-                    if lines.read_exact(&mut got.body).is_err() {
+                    if read_body(&mut lines, &mut got).is_err() {
                         return;
                     }
                     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");

@@ -78,6 +78,28 @@ fn of_a_trusted_peers_list_the_rightmost_untrusted_address_is_the_client() {
     ] {
         expect(&trust, fields, origin, OriginSource::Xff);
     }
+    // A hop without port and brackets, or with them; anything else is garbage and ends the search, too.
+    for garbage in [
+        "unknown",
+        "_hidden",
+        "203.0.113.9.",
+        "203.0.113",
+        "0xcb.0.113.9",
+        "3405803785",
+        "203.0.113.9 203.0.113.8",
+        "203.0.113.9:",
+        "203.0.113.9:70000",
+        "\"203.0.113.9\"",
+        "for=203.0.113.9",
+        "[203.0.113.9]",
+        "2001:db8:2::1]",
+        "fe80::1%eth0",
+        "a.example",
+    ] {
+        let fields =
+            format!("X-Forwarded-For: 198.51.100.1\r\nX-Forwarded-For: {garbage}, 10.0.0.1");
+        expect(&trust, &fields, "10.0.0.1", OriginSource::Xff);
+    }
     for fields in [
         "X-Forwarded-For: 203.0.113.9, <script>",
         "X-Forwarded-For:",
