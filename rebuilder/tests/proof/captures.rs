@@ -25,9 +25,9 @@ pub(crate) fn corpus_files(test: &str) -> Option<Vec<PathBuf>> {
     );
     let folder = shared.join("corpus/pcaps");
     let Ok(entries) = std::fs::read_dir(&folder) else {
-        eprintln!(
-            "SKIPPED {test}: no captures in {} (MIRRORFLEET_SHARED)",
-            folder.display()
+        skipped(
+            test,
+            &format!("no captures in {} (MIRRORFLEET_SHARED)", folder.display()),
         );
         return None;
     };
@@ -66,4 +66,11 @@ pub(crate) fn is_whole(path: &std::path::Path) -> bool {
             Err(_) => return false,
         }
     }
+}
+
+/// Says that a test did not run, or a part of it; with `MIRRORFLEET_NO_SKIP` that is a failure.
+pub(crate) fn skipped(test: &str, why: &str) {
+    let line = format!("SKIPPED {test}: {why}");
+    assert!(std::env::var_os("MIRRORFLEET_NO_SKIP").is_none(), "{line}");
+    eprintln!("{line}");
 }

@@ -41,7 +41,7 @@ fn tshark(test: &str, file: &Path) -> Option<Requests> {
         command.args(["-e", &format!("http.request.{field}")]);
     }
     let Ok(output) = command.arg("-r").arg(file).output() else {
-        eprintln!("SKIPPED {test}: tshark is not installed (apt-get install tshark)");
+        captures::skipped(test, "tshark is not installed (apt-get install tshark)");
         return None;
     };
     let mut requests = Requests::new();
