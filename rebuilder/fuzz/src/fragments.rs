@@ -156,6 +156,12 @@ fn piece(
     calm: bool,
     crowded: bool,
 ) -> bool {
+    if packet.done && input.below(4) == 0 {
+        // The sender's next one.
+        packet.id = (packet.id + 1) & 0xffff;
+        packet.done = false;
+        packet.forget();
+    }
     let size = packet.bytes.len();
     let count = size.div_ceil(packet.step);
     let mut offset = usize::from(input.get::<u16>()) % count * packet.step;

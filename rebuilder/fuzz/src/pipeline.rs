@@ -103,7 +103,7 @@ impl Lab {
 struct Wrapping {
     vlan: bool,
     vni: Option<u32>,
-    /// In pieces of so many bytes.
+    /// In pieces of so many bytes; the first holds the whole TCP header, as IPv6 wants it.
     pieces: Option<usize>,
     backwards: bool,
     /// Bytes that the mirror cut off the end.
@@ -116,7 +116,7 @@ impl Wrapping {
         Self {
             vlan: bits & 1 != 0,
             vni: (bits & 2 != 0).then_some(u32::from(bits >> 5)),
-            pieces: (bits & 12 == 12).then(|| 8 * (1 + usize::from(input.get::<u8>()))),
+            pieces: (bits & 12 == 12).then(|| 24 + 8 * usize::from(input.get::<u8>())),
             backwards: bits & 16 != 0,
             cut: if calm || bits & 0xe0 != 0xe0 {
                 0
