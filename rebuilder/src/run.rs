@@ -246,6 +246,8 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
         extracted = totals.counter(Counter::Extracted),
         incomplete = totals.requests(RequestOutcome::Incomplete),
         health_checks = totals.requests(RequestOutcome::HealthCheck),
+        skipped_bytes = totals.counter(Counter::SkippedBytes),
+        shed_bytes = totals.counter(Counter::ShedBytes),
         draining = totals.packets(PacketOutcome::Draining),
         queue_full = totals.requests(RequestOutcome::QueueFull),
         unanswered = totals.requests(RequestOutcome::DrainTimeout),

@@ -156,17 +156,8 @@ impl Rebuilder {
     /// Rule 10, after the end: the figures of the last line it has written.
     fn last_accounts(&self) -> anyhow::Result<()> {
         let output = self.process.output();
-        let line = output
-            .lines()
-            .rev()
-            .find(|line| line.contains("ended"))
-            .context("it has not written its last line")?;
-        let figure = |name: &str| -> anyhow::Result<u64> {
-            plain(line)
-                .split_whitespace()
-                .find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
-                .with_context(|| format!("no {name} in {line}"))
-        };
+        let line = last_line(&output)?;
+        let figure = |name: &str| last_figure(&output, name);
         let (taken, arrived) = (
             figure("packets")? + figure("kernel_drops")?,
             self.arrived()?,
@@ -237,6 +228,26 @@ impl Drop for Rebuilder {
             panic!("rule 10 does not hold: {error:#}");
         }
     }
+}
+
+fn last_line(output: &str) -> anyhow::Result<&str> {
+    output
+        .lines()
+        .rev()
+        .find(|line| line.contains("ended"))
+        .context("it has not written its last line")
+}
+
+/// A figure of the last line that a rebuilder writes: what was counted in all, its end included, which no scrape sees.
+///
+/// # Errors
+/// Where `output` does not hold it.
+pub fn last_figure(output: &str, name: &str) -> anyhow::Result<u64> {
+    let line = last_line(output)?;
+    plain(line)
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+        .with_context(|| format!("no {name} in {line}"))
 }
 
 /// Without the colours of a terminal.

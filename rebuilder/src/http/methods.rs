@@ -63,3 +63,11 @@ pub(super) fn is_known(first: &[u8], second: &[u8]) -> bool {
             .is_some_and(|rest| rest == second)
     })
 }
+
+/// Whether it is what is left of a known method whose first bytes are missing.
+pub(super) fn is_tail(first: &[u8], second: &[u8]) -> bool {
+    REGISTERED.iter().chain(&TAKEN).any(|method| {
+        let rest = method.strip_suffix(second);
+        rest.is_some_and(|rest| rest.len() > first.len() && rest.ends_with(first))
+    })
+}

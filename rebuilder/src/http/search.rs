@@ -3,8 +3,8 @@
 //! The shape is strict, because there is no other evidence: TOKEN SP TARGET SP `HTTP/`d`.`d CR LF, no byte of the target
 //! being a space or a control. Segments can be one byte long, so several candidates may be alive at once. Two whose
 //! methods end at the same space have the same future, so one is kept: the earliest with a known method (the tail
-//! of a body, which may be all letters, must not become a part of the method behind it), else the earliest. A longer
-//! token than [`MAX_METHOD`] is no method. So no byte is looked at more than `MAX_METHOD` times and once per place of
+//! of a body, which may be all letters, must not become a part of the method behind it), else the earliest that is not
+//! the tail of a known method: that is a head with a hole, which is never forwarded. A longer token than [`MAX_METHOD`] is no method. So no byte is looked at more than `MAX_METHOD` times and once per place of
 //! the grammar.
 
 use super::head::is_token;
@@ -146,19 +146,26 @@ impl Search {
     /// Of the candidates whose method has just ended, one is kept. `bytes`: those of the piece before the space.
     fn merge(&mut self, bytes: &[u8]) {
         let ended = |c: &Candidate| c.place == Place::TargetStart;
-        let known = |c: &Candidate| {
+        let method = |c: &Candidate| {
             let (buf, piece) = match c.start.checked_sub(self.buf.len()) {
                 Some(start) => (&[][..], bytes.get(start..)),
                 None => (self.buf.get(c.start..).unwrap_or_default(), Some(bytes)),
             };
-            let piece = piece.unwrap_or_default();
+            (buf, piece.unwrap_or_default())
+        };
+        let known = |c: &&Candidate| {
+            let (buf, piece) = method(c);
             methods::is_known(buf, piece)
         };
+        // Where a hole ends inside of a method, the segment behind it begins with `ET /` or `OST /`.
+        let whole = |c: &&Candidate| {
+            let (buf, piece) = method(c);
+            !methods::is_tail(buf, piece)
+        };
         let mut candidates = self.live.iter().filter(|c| ended(c));
-        let kept = candidates.clone().find(|c| known(c));
-        if let Some(kept) = kept.or_else(|| candidates.next()).map(|c| c.start) {
-            self.live.retain(|c| !ended(c) || c.start == kept);
-        }
+        let kept = candidates.clone().find(known);
+        let kept = kept.or_else(|| candidates.find(whole)).map(|c| c.start);
+        self.live.retain(|c| !ended(c) || Some(c.start) == kept);
     }
 }
 

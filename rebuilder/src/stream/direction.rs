@@ -211,7 +211,7 @@ impl Direction {
             window
         };
         let end = ahead.saturating_add_unsigned(len);
-        if ahead > i64::from(limit) || end < -i64::from(window) {
+        if (ahead > i64::from(limit) && !self.runs_on(seq, window)) || end < -i64::from(window) {
             return None;
         }
         let before_start = match self.start {
@@ -227,6 +227,17 @@ impl Direction {
             before_start,
             distance: ahead.unsigned_abs(),
         })
+    }
+
+    /// Whether a segment farther ahead than a window goes on from bytes that are known to exist. A sender is never that
+    /// far ahead of a byte that its peer lacks, so the peer has it, only the copy is missing, and the hole has not grown
+    /// old yet: a fast upload sends more than a window in that time. It would be wrong to take this for another connection:
+    /// a line in the middle of a body would become its first request.
+    fn runs_on(&self, seq: Seq, window: u32) -> bool {
+        let high = i64::try_from(self.high.0).unwrap_or(i64::MAX);
+        // A part may be missing there, too, or come later.
+        let reach = high.saturating_add(i64::from(window / 16));
+        !self.is_waiting() && self.place(seq) <= reach
     }
 
     fn emit(&mut self, chunk: Chunk<'_>, sink: &mut impl Sink) {

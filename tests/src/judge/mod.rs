@@ -62,8 +62,8 @@ pub struct Request {
     pub head: usize,
     /// Its body is chunked.
     pub chunked: bool,
-    /// Its body carries lines that look like requests.
-    pub baits: bool,
+    /// Where in `bytes` the lines begin that look like requests and stand in its body.
+    pub baits: Vec<u64>,
 }
 
 impl Request {
@@ -89,6 +89,8 @@ pub struct Verdict {
     pub midstream: u64,
     /// Untouched, not found again after a lost framing.
     pub passed_over: u64,
+    /// Of these: that begin a segment, but something before them could be taken for a request.
+    pub passed_over_in_doubt: u64,
     /// Of which a byte was not captured.
     pub touched: u64,
     /// Touched, arrived as far as captured, flagged `truncated`.
@@ -99,8 +101,9 @@ pub struct Verdict {
     pub in_bodies: u64,
     /// Bytes of the streams of which no copy got through.
     pub missing_bytes: u64,
-    /// Captured bytes of the requests that did not arrive.
-    pub unseen_bytes: u64,
+    /// Captured bytes that stand in no request that arrived: heads with a hole, what was passed over, what lies behind
+    /// the first hole of a body. A rebuilder counts them (`rebuilder_skipped_bytes_total`).
+    pub skipped_bytes: u64,
     /// What must not be, the first twenty in words.
     pub faults: Vec<String>,
     /// How many there are.
@@ -286,15 +289,24 @@ fn follow<'a>(
                     verdict.fault(|| format!("{why}, {captured} captured: {}", what()));
                 }
                 verdict.truncated += 1;
+                verdict.skipped_bytes += flow.captured.within(head_end + captured, end);
                 framing = if request.chunked {
                     Framing::Perhaps
                 } else {
                     Framing::Known
                 };
             }
-            Some(_) => {
+            Some(arrival) => {
                 verdict.lost += 1;
-                verdict.fault(|| format!("invented, its head is not whole: {}", what()));
+                verdict.fault(|| {
+                    format!(
+                        "invented, bytes {begin} to {head_end} are not all in {:?}, but {:?} {} arrived: {}",
+                        flow.captured,
+                        arrival.flags,
+                        arrival::shown(&arrival.head),
+                        what()
+                    )
+                });
             }
             None => {
                 let expected = match framing {
@@ -307,14 +319,16 @@ fn follow<'a>(
                 }
                 if whole {
                     verdict.passed_over += 1;
+                    let begins = flow.begins_segment(begin);
+                    verdict.passed_over_in_doubt += u64::from(begins);
                 } else {
                     verdict.lost += 1;
                 }
-                verdict.unseen_bytes += flow.captured.within(begin, end);
+                verdict.skipped_bytes += flow.captured.within(begin, end);
                 framing = Framing::Lost;
             }
         }
-        doubt |= framing != Framing::Known && (request.baits || request.chunked);
+        doubt |= framing != Framing::Known && (!request.baits.is_empty() || request.chunked);
         begin = end;
     }
 }
@@ -322,6 +336,9 @@ fn follow<'a>(
 /// A line in a body that was taken for a request.
 fn body_line(its: &Sent, flow: &Flow, at: u64, arrival: &Arrival, verdict: &mut Verdict) {
     verdict.in_bodies += 1;
+    verdict.skipped_bytes = verdict
+        .skipped_bytes
+        .saturating_sub(arrival.head.len() as u64);
     let name = || {
         format!(
             "{} to {}, offset {at}: {}",

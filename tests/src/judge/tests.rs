@@ -15,7 +15,11 @@ fn request(text: &str) -> Request {
         bytes: text.as_bytes().to_vec(),
         head: text.find("\r\n\r\n").unwrap() + 4,
         chunked: text.contains("chunked"),
-        baits: text.contains("smuggled"),
+        baits: text
+            .find("GET /smuggled")
+            .into_iter()
+            .map(|at| at as u64)
+            .collect(),
     }
 }
 
@@ -180,6 +184,30 @@ fn a_damaged_body_arrives_to_the_first_missing_byte_and_says_so() {
 }
 
 #[test]
+fn what_lies_behind_the_first_hole_of_a_body_is_skipped() {
+    let (from, to) = (
+        "10.0.0.1:1024".parse().unwrap(),
+        "10.0.0.2:80".parse().unwrap(),
+    );
+    // The head and three bytes, a hole of two bytes, the other five.
+    let head = u32::try_from(request(POST).head).unwrap();
+    let segments = [(0, head + 3, head + 3), (head + 3, 2, 0), (head + 5, 5, 5)];
+    let sent = [Sent {
+        from,
+        to,
+        requests: vec![request(POST)],
+        more: 0,
+    }];
+    let short = POST
+        .replace("Length: 10", "Length: 3")
+        .replace("3456789", "");
+    let taken = [arrived(&short, "truncated")];
+    let verdict = judge(&sent, &Ledger::of(from, to, true, &segments), &taken);
+    assert_eq!(verdict.faults, Vec::<String>::new());
+    assert_eq!((verdict.missing_bytes, verdict.skipped_bytes), (2, 5));
+}
+
+#[test]
 fn a_damaged_chunked_body_ends_behind_its_last_whole_chunk() {
     let cuts = [(2, 8)];
     let short = PUT.replace("3\r\nxyz\r\n", "");
@@ -197,7 +225,7 @@ fn behind_a_damaged_head_the_next_segment_with_a_request_line_is_resynced() {
     let verdict = verdict(&ALL, true, &cuts, &taken);
     assert_eq!(verdict.faults, Vec::<String>::new());
     assert_eq!((verdict.lost, verdict.resynced, verdict.exact), (1, 1, 2));
-    assert_eq!(verdict.unseen_bytes, GET.len() as u64 - 3);
+    assert_eq!(verdict.skipped_bytes, GET.len() as u64 - 3);
 
     let unsaid = [arrived(POST, ""), arrived(PUT, "")];
     assert!(faults(&ALL, true, &cuts, &unsaid).contains("resynced or not"));

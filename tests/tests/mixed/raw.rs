@@ -2,10 +2,16 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::Duration;
 
 use lab::client::Connection;
 use lab::judge::{BAIT, Request, Sent};
 use lab::random::Random;
+
+/// What [`Cut::Paced`] sends.
+const PACED_BYTES_PER_SECOND: f64 = 3e6;
+const PACED_BURST: usize = 20;
 
 /// Answers are waited for in portions, so that neither side's buffers fill.
 const BATCH: usize = 200;
@@ -37,6 +43,8 @@ pub(crate) enum Cut {
     Bytes,
     /// The head in one, then full ones, each of which begins with a bait where the body has baits.
     Aligned,
+    /// The same, slowly.
+    Paced,
 }
 
 impl Raw {
@@ -49,7 +57,7 @@ impl Raw {
         )
     }
 
-    fn request(id: u64, head: String, body: &[u8], chunked: bool, baits: bool) -> Request {
+    fn request(id: u64, head: String, body: &[u8], chunked: bool, baits: &[usize]) -> Request {
         let length = head.len();
         let mut bytes = head.into_bytes();
         bytes.extend_from_slice(body);
@@ -58,7 +66,7 @@ impl Raw {
             bytes,
             head: length,
             chunked,
-            baits,
+            baits: baits.iter().map(|at| (length + at) as u64).collect(),
         }
     }
 
@@ -92,7 +100,7 @@ impl Raw {
         };
         let head =
             format!("{method} {absolute}{target} HTTP/1.1\r\nHost: shop.example\r\n{more}\r\n");
-        Self::request(id, head, b"", false, false)
+        Self::request(id, head, b"", false, &[])
     }
 
     /// The last of its connection.
@@ -100,21 +108,22 @@ impl Raw {
         let (id, target) = self.target();
         let head =
             format!("GET {target} HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n");
-        Self::request(id, head, b"", false, false)
+        Self::request(id, head, b"", false, &[])
     }
 
     pub(crate) fn post(&mut self, length: usize, baits: Option<usize>) -> Request {
         let (id, target) = self.target();
         let mut body = self.random.bytes(length);
+        let mut laid = Vec::new();
         if let Some(segment) = baits {
-            self.lay(&mut body, id, 0, segment);
+            self.lay(&mut body, id, 0, segment, &mut laid);
         }
         // A body is no matter of the method.
         let method = ["POST", "PUT", "PATCH", "GET"][self.random.below(4)];
         let head = format!(
             "{method} {target} HTTP/1.1\r\nHost: shop.example\r\nContent-Length: {length}\r\nX-Last: 1\r\n\r\n"
         );
-        Self::request(id, head, &body, false, baits.is_some())
+        Self::request(id, head, &body, false, &laid)
     }
 
     pub(crate) fn chunked(
@@ -126,7 +135,7 @@ impl Raw {
         let (id, target) = self.target();
         let trailer = self.random.below(4) == 0;
         let mut body = Vec::with_capacity(length + 64);
-        let mut left = length;
+        let (mut left, mut laid) = (length, Vec::new());
         while left > 0 {
             let size = (length / chunks).max(1).min(left);
             let extension = if self.random.below(5) == 0 {
@@ -139,7 +148,7 @@ impl Raw {
             body.extend_from_slice(line.as_bytes());
             let mut data = self.random.bytes(size);
             if let Some(segment) = baits {
-                self.lay(&mut data, id, body.len(), segment);
+                self.lay(&mut data, id, body.len(), segment, &mut laid);
             }
             body.extend_from_slice(&data);
             body.extend_from_slice(b"\r\n");
@@ -154,11 +163,18 @@ impl Raw {
         let head = format!(
             "PUT {target} HTTP/1.1\r\nHost: shop.example\r\nTransfer-Encoding: chunked\r\n{more}\r\n"
         );
-        Self::request(id, head, &body, true, baits.is_some())
+        Self::request(id, head, &body, true, &laid)
     }
 
     /// Lays request lines where segments will begin. `data` begins at this offset of the body.
-    fn lay(&mut self, data: &mut [u8], id: u64, offset: usize, segment: usize) {
+    fn lay(
+        &mut self,
+        data: &mut [u8],
+        id: u64,
+        offset: usize,
+        segment: usize,
+        laid: &mut Vec<usize>,
+    ) {
         for at in (0..data.len()).step_by(segment * self.bait_every) {
             let bait = format!(
                 "GET {BAIT}{id}/{} HTTP/1.1\r\nHost: evil.example\r\n\r\n\0",
@@ -166,6 +182,7 @@ impl Raw {
             );
             if let Some(place) = data.get_mut(at..at + bait.len()) {
                 place.copy_from_slice(bait.as_bytes());
+                laid.push(offset + at);
             }
         }
     }
@@ -200,20 +217,23 @@ impl Raw {
             Cut::Bytes => bytes
                 .chunks(1)
                 .for_each(|byte| connection.send(byte).unwrap()),
-            Cut::Aligned => {
+            Cut::Aligned | Cut::Paced => {
                 let segment = connection.segment_size().unwrap();
                 let (head, body) = bytes.split_at(request.head);
                 connection.send(head).unwrap();
-                if request.chunked {
+                let line = if request.chunked {
                     // The size line by itself, so that the data begins a segment.
-                    let line = body.iter().position(|&byte| byte == b'\n').unwrap() + 1;
-                    connection.send(&body[..line]).unwrap();
-                    body[line..]
-                        .chunks(segment)
-                        .for_each(|piece| connection.send(piece).unwrap());
+                    body.iter().position(|&byte| byte == b'\n').unwrap() + 1
                 } else {
-                    body.chunks(segment)
-                        .for_each(|piece| connection.send(piece).unwrap());
+                    0
+                };
+                connection.send(&body[..line]).unwrap();
+                for (number, piece) in body[line..].chunks(segment).enumerate() {
+                    connection.send(piece).unwrap();
+                    if matches!(cut, Cut::Paced) && number % PACED_BURST == 0 {
+                        let pause = (PACED_BURST * segment) as f64 / PACED_BYTES_PER_SECOND;
+                        thread::sleep(Duration::from_secs_f64(pause));
+                    }
                 }
             }
         }

@@ -29,7 +29,7 @@ impl Known {
             bytes,
             head: head.len(),
             chunked: false,
-            baits: false,
+            baits: Vec::new(),
         };
         *id += 1;
         assert!(self.0.insert(target, request).is_none());

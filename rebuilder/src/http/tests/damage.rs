@@ -67,6 +67,27 @@ fn a_gap_in_a_head_or_at_a_boundary_loses_the_framing() {
     assert_eq!(first.flags(), [Flags::RESYNCED]);
 }
 
+/// A hole may end anywhere, so the segment behind it may begin inside of a method. `ET` is none that anybody sent.
+#[test]
+fn the_tail_of_a_method_begins_no_request() {
+    for request in ["GET /a", "POST /a", "PATCH /a", "DELETE /a"] {
+        let head = format!("{request} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let method = request.find(' ').unwrap();
+        for at in 1..method {
+            let outcome = run(&[Gap(at as u64), seg(&head[at..]), seg(NEXT)]);
+            assert_eq!(outcome.lines(), ["GET /next"], "{}", &head[at..]);
+            // One byte a segment: every byte of the tail is a beginning.
+            let mut events = vec![Gap(at as u64)];
+            events.extend(head[at..method + 1].bytes().map(|byte| seg([byte])));
+            events.extend([More(head[method + 1..].into()), seg(NEXT)]);
+            assert_eq!(run(&events).lines(), ["GET /next"], "{}", &head[at..]);
+        }
+    }
+    // One that no server knows is found all the same.
+    let own = run(&[Gap(1), seg("FROB /a HTTP/1.1\r\nHost: x\r\n\r\n")]);
+    assert_eq!(own.lines(), ["FROB /a"]);
+}
+
 #[test]
 fn a_gap_inside_the_data_of_a_chunk_keeps_the_framing() {
     let outcome = run(&[

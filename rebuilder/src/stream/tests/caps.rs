@@ -33,6 +33,36 @@ fn at_the_flows_cap_a_segment_farther_ahead_is_refused() {
     assert_eq!(lab.streams.shed_bytes(), 10);
 }
 
+/// A hole is waited for, and a fast sender sends more than a window until then. A second direction would take the middle
+/// of a body for the beginning of a stream.
+#[test]
+fn an_upload_that_runs_a_window_past_a_hole_stays_one_stream() {
+    for lost in [None, Some(5000)] {
+        let mut lab = Lab::with(StreamOptions {
+            flow_cap: 20 * TEN,
+            window: 1000,
+            ..StreamOptions::default()
+        });
+        lab.push(&seg(99, b"").syn());
+        let mut shed = 0;
+        for at in (110..9_000).step_by(10).filter(|at| Some(*at) != lost) {
+            let outcome = lab.push(&ten(at, b'x'));
+            assert!(
+                matches!(outcome, PacketOutcome::Stream | PacketOutcome::OverCap),
+                "{at}: {outcome:?}"
+            );
+            shed += u64::from(outcome == PacketOutcome::OverCap) * 10;
+        }
+        assert_eq!(lab.streams.shed_bytes(), shed);
+        lab.wait(2 * SECOND);
+        lab.push(&ten(9_000, b'y'));
+        assert_eq!(lab.sink.dirs.len(), 1);
+        let text = lab.text();
+        assert_eq!(text.len(), 9_010 - 100);
+        assert!(text.starts_with("~~~~~~~~~~xx") && text.ends_with("~yyyyyyyyyy"));
+    }
+}
+
 #[test]
 fn at_the_flows_cap_the_farthest_ahead_is_shed_for_what_is_nearer() {
     let mut lab = capped(2 * TEN, 1 << 20);
