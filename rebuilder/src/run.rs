@@ -494,24 +494,29 @@ impl Worker {
             self.publish();
         }
         self.forwarder.shut();
-        self.turn_away();
+        while !self.turn_away() && begun.elapsed() < self.drain_timeout + LAST_READ {}
         self.publish();
         while !self.counters.publish() {
             thread::yield_now();
         }
     }
 
-    /// Counts what arrives too late to be rebuilt, so that no packet that the kernel took is without an outcome.
-    fn turn_away(&mut self) {
+    /// Counts what arrives too late to be rebuilt, so that no packet that the kernel took is without an outcome; whether
+    /// the socket was found empty.
+    fn turn_away(&mut self) -> bool {
         let counters = &self.counters;
         let counted = self.receiver.drain(DRAIN_BUDGET, wall_clock(), |frame| {
             counters.packet(PacketOutcome::Draining);
             counters.add(Counter::ReceivedBytes, frame.data.len() as u64);
         });
-        if let Err(error) = counted {
-            // Said when it was read last; now nothing more depends on it.
-            tracing::debug!(worker = self.index, %error, "the packet socket reports");
-        }
+        counted.map_or_else(
+            |error| {
+                // Said when it was read last; now nothing more depends on it.
+                tracing::debug!(worker = self.index, %error, "the packet socket reports");
+                true
+            },
+            |drained| drained.empty,
+        )
     }
 }
 

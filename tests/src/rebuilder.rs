@@ -190,9 +190,18 @@ impl Rebuilder {
     /// Its metrics now.
     ///
     /// # Errors
-    /// Where they cannot be read.
+    /// Where they cannot be read, or their requests do not add up (rule 10), which they must in every single scrape.
     pub fn metrics(&self) -> anyhow::Result<Metrics> {
-        Ok(Metrics::parse(&self.get("/metrics")?))
+        let metrics = Metrics::parse(&self.get("/metrics")?);
+        let found = metrics.count("rebuilder_requests_extracted_total");
+        let in_flight = metrics.count("rebuilder_requests_in_flight");
+        if found != metrics.requests() + in_flight {
+            bail!(
+                "of {found} requests {} have an outcome and {in_flight} are in flight: {metrics:?}",
+                metrics.requests()
+            );
+        }
+        Ok(metrics)
     }
 
     /// Its process.

@@ -8,8 +8,9 @@ use super::answer::AnswerTo;
 use super::sharing::Sharing;
 use super::turns::Turns;
 
-/// What a waiting request costs beyond its bytes, so that a flood of tiny ones is bounded too.
-pub const ITEM_OVERHEAD: usize = 256;
+/// What a waiting request costs beyond its bytes, so that a flood of tiny ones is bounded too: its entry, and that of a
+/// source that has no other one, in tables and lines that have just grown (see the test in `turns.rs`).
+pub const ITEM_OVERHEAD: usize = 512;
 
 /// Whose requests share a part of the connections that carry one request: the inner source address, an IPv6 one by its
 /// /64.

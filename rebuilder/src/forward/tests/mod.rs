@@ -2,6 +2,7 @@
 
 mod adversary;
 mod bytes;
+mod bytes_properties;
 mod nginx;
 mod quarantine;
 mod scripted;
