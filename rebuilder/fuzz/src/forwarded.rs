@@ -1,6 +1,7 @@
 //! What is sent to the analyser for a request: the captured bytes and what the contract adds, nothing else.
 
 use rebuilder::forward::bytes::{Outgoing, outgoing};
+use rebuilder::forward::sharing::Sharing;
 use rebuilder::forward::{HopByHop, Rewrite, XffStyle};
 use rebuilder::http::{Flags, Framing, HttpOptions, OriginSource, Request};
 use rebuilder::stream::End;
@@ -26,7 +27,10 @@ const REWRITES: [Rewrite; 3] = [
 pub(crate) fn check(request: &Request) {
     for rewrite in REWRITES {
         let sent = outgoing(request, rewrite);
-        line_by_line(request, rewrite, &sent.bytes);
+        line_by_line(request, rewrite, &sent.bytes, sent.sharing);
+        // Only in quarantine can what two readers frame differently harm nobody.
+        let disputed = request.flags.contains(Flags::DISPUTED);
+        assert!(!disputed || sent.sharing == Sharing::Alone);
         read_again(request, &sent);
     }
 }
@@ -100,7 +104,7 @@ fn next_line<'a>(sent: &mut &'a [u8]) -> &'a [u8] {
     line
 }
 
-fn line_by_line(request: &Request, rewrite: Rewrite, all: &[u8]) {
+fn line_by_line(request: &Request, rewrite: Rewrite, all: &[u8], sharing: Sharing) {
     let mut sent = all;
     let head = &request.raw[request.line_start..request.head_end];
     let mut lines: Vec<&[u8]> = head.split_inclusive(|b| *b == b'\n').collect();
@@ -160,7 +164,7 @@ fn line_by_line(request: &Request, rewrite: Rewrite, all: &[u8]) {
         last = next_line(&mut sent);
     }
     assert_eq!(text(last), text(empty));
-    check_body(request, sent);
+    check_body(request, sent, sharing);
 }
 
 fn text(line: &[u8]) -> String {
@@ -248,9 +252,9 @@ fn check_flags(request: &Request, listed: &str) {
     );
 }
 
-fn check_body(request: &Request, sent: &[u8]) {
+fn check_body(request: &Request, sent: &[u8], sharing: Sharing) {
     let body = &request.raw[request.head_end..];
-    let disputed = request.flags.contains(Flags::DISPUTED);
+    let disputed = sharing == Sharing::Alone;
     // In a body that some read as a head, and in trailers, names are defused; nothing else changes.
     let same = |sent: &[u8]| {
         let defusable = disputed || request.framing == Framing::Chunked;
