@@ -90,6 +90,10 @@ pub fn run(
     let mut failed_output: Option<io::Error> = None;
 
     let mut emit = |summary: &mut Summary, request: &Request| {
+        // The contract: a request line ends in `HTTP/`d`.`d, everything else gives no row.
+        if request.long_version {
+            return;
+        }
         summary.request(request.flags);
         if failed_output.is_none()
             && let Err(e) = print(request, format, out)

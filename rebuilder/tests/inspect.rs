@@ -7,6 +7,7 @@
     reason = "a test that cannot go on fails"
 )]
 
+mod program;
 mod wire;
 
 use std::io::Write as _;
@@ -279,6 +280,46 @@ fn what_has_no_request_line_of_http_gives_no_row_and_one_outcome_a_packet() {
             bytes.escape_ascii()
         );
     }
+}
+
+/// nginx takes `HTTP/1.10` for 1.1. The contract gives it no row; an analyser gets it all the same.
+#[test]
+fn a_version_of_more_digits_gives_no_row_and_is_forwarded() {
+    let gets: &[u8] =
+        b"GET /long HTTP/1.10\r\nHost: x\r\n\r\nGET /behind HTTP/1.1\r\nHost: x\r\n\r\n";
+    let records = connection(&[gets]);
+    let found = rows(&records);
+    assert_eq!(targets(&found), ["/behind"]);
+    assert_eq!(found[0]["flags"], json!(["disputed"]));
+    let (_, out, _) = inspect_file(&pcap(&records), &["--summary"]);
+    let summary: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (&summary["requests"], &summary["requests_by_flag"]),
+        (&json!(1), &json!({ "disputed": 1 }))
+    );
+
+    let (address, received) = program::analyser();
+    let rebuilder = program::Rebuilder::start(address, &[]);
+    rebuilder.send(records.iter().map(|r| &r.frame));
+    let mut got: Vec<_> = (0..2)
+        .map(|_| received.recv_timeout(program::PATIENCE).unwrap())
+        .map(|got| {
+            (
+                got.target().to_owned(),
+                got.field("X-Mirror-Flags").map(str::to_owned),
+            )
+        })
+        .collect();
+    got.sort();
+    let disputed = Some("disputed".to_owned());
+    assert_eq!(
+        got,
+        [
+            ("/behind".to_owned(), disputed.clone()),
+            ("/long".to_owned(), disputed)
+        ]
+    );
+    rebuilder.shows("rebuilder_requests_extracted_total 2");
 }
 
 #[test]

@@ -101,7 +101,7 @@ impl Drop for Nginx {
 }
 
 /// What we find in a connection of one segment.
-fn found(bytes: &[u8]) -> (Vec<Request>, u64) {
+fn found(bytes: &[u8]) -> Vec<Request> {
     let mut extractor = Extractor::new(HttpOptions::default());
     let ends = Endpoints {
         vni: None,
@@ -122,7 +122,7 @@ fn found(bytes: &[u8]) -> (Vec<Request>, u64) {
     ] {
         extractor.chunk(DirectionId(1), &ends, chunk, &mut |r| requests.push(r));
     }
-    (requests, extractor.counters().lost_framings)
+    requests
 }
 
 fn target(request: &Request) -> String {
@@ -205,36 +205,23 @@ fn mutated(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// `HTTP/1.` and several digits: nginx takes it for 1.1, and the contract of `inspect` gives it no row.
-fn has_a_long_version(bytes: &[u8]) -> bool {
-    bytes
-        .windows(9)
-        .any(|w| w.starts_with(b"HTTP/1.") && w[7].is_ascii_digit() && w[8].is_ascii_digit())
-}
-
 #[test]
 fn of_malformed_bytes_we_find_every_request_that_nginx_serves_and_its_boundaries() {
     let Some(nginx) = Nginx::start() else { return };
     let cases = std::env::var("MIRRORFLEET_NGINX_CASES").map_or(CASES, |n| n.parse().unwrap());
     let mut random = Random(0x6d69_7272_6f72);
     let (mut all, mut behind, mut long) = (0, 0, 0);
+    // `long`: `HTTP/1.10` and the like, which it takes for 1.1.
     for n in 0..cases {
         let marker = format!("GET /m{n} HTTP/1.1\r\nHost: a\r\n\r\n");
         let bytes = [&mutated(&mut random), marker.as_bytes()].concat();
         let served = nginx.serves(&bytes);
-        let (ours, lost) = found(&bytes);
+        let ours = found(&bytes);
         let text = bytes.escape_ascii();
-        if has_a_long_version(&bytes) {
-            long += 1;
-            assert!(
-                ours.len() >= served.len() || lost > 0,
-                "lost without a number: {text}"
-            );
-            continue;
-        }
         let mut rows = ours.iter();
         for uri in &served {
             all += 1;
+            long += usize::from(ours.iter().any(|r| r.long_version));
             assert!(
                 rows.any(|r| target(r).ends_with(uri.as_str())),
                 "nginx served {served:?}, we found {:?}: {text}",
@@ -251,7 +238,7 @@ fn of_malformed_bytes_we_find_every_request_that_nginx_serves_and_its_boundaries
     }
     // Else nothing was compared.
     assert!(
-        all > cases / 4 && behind > cases / 8 && long < cases / 20,
+        all > cases / 4 && behind > cases / 8 && long > cases / 2000,
         "{all} {behind} {long}"
     );
 }

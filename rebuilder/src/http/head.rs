@@ -90,7 +90,7 @@ pub(super) enum Reject {
     NotConnect,
     /// No request line.
     Garbage,
-    /// No request line, but a line that means HTTP: some server may take it for one (`HTTP/1.10`, tabs for spaces).
+    /// No request line, but a line that means HTTP: some server may take it for one (tabs for spaces, `http/1.1`).
     Nearly,
     /// Empty lines without end.
     Flood,
@@ -289,20 +289,27 @@ pub(super) fn looks_like_status(bytes: &[u8]) -> bool {
     bytes.get(8) == Some(&b' ') && bytes.get(..8).and_then(version).is_some()
 }
 
+/// `HTTP/`d`.`d (RFC 9112 §2.3).
 fn version(bytes: &[u8]) -> Option<(u8, u8)> {
-    match bytes {
-        [
-            b'H',
-            b'T',
-            b'T',
-            b'P',
-            b'/',
-            major @ b'0'..=b'9',
-            b'.',
-            minor @ b'0'..=b'9',
-        ] => Some((major - b'0', minor - b'0')),
+    match bytes.strip_prefix(b"HTTP/")? {
+        [major @ b'0'..=b'9', b'.', minor @ b'0'..=b'9'] => Some((major - b'0', minor - b'0')),
         _ => None,
     }
+}
+
+/// The same with more digits, which nginx takes: `HTTP/1.10` and `HTTP/1.01` are 1.1 to it. Numbers beyond 255 are 255.
+fn long_version(bytes: &[u8]) -> Option<(u8, u8)> {
+    let text = bytes.strip_prefix(b"HTTP/")?;
+    let (major, minor) = text.split_at_checked(memchr(b'.', text)?)?;
+    let number = |digits: &[u8]| {
+        let sound = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+        sound.then(|| {
+            digits.iter().fold(0u8, |sum, digit| {
+                sum.saturating_mul(10).saturating_add(digit - b'0')
+            })
+        })
+    };
+    Some((number(major)?, number(minor.get(1..)?)?))
 }
 
 fn without_cr(line: &[u8]) -> &[u8] {
@@ -315,11 +322,13 @@ pub(super) struct RequestLine {
     pub(super) method: Range<usize>,
     pub(super) target: Range<usize>,
     pub(super) version: (u8, u8),
+    /// The version has more digits than two.
+    pub(super) long_version: bool,
     /// A strict reader refuses it.
     pub(super) odd: bool,
 }
 
-/// TOKEN SP TARGET SP `HTTP/`d`.`d, the target being everything between the first and the last space. `line` has no line
+/// TOKEN SP TARGET SP `HTTP/`d`.`d, or more digits, the target being everything between the first and the last space. `line` has no line
 /// end. Spaces behind the version are tolerated as nginx does, and odd: a reader that stops there must not hide a request.
 pub(super) fn request_line(line: &[u8]) -> Option<RequestLine> {
     let end = line.iter().rposition(|b| *b != b' ')? + 1;
@@ -328,11 +337,14 @@ pub(super) fn request_line(line: &[u8]) -> Option<RequestLine> {
     let last = memchr::memrchr(b' ', stripped)?;
     let method = stripped.get(..first)?;
     let target = stripped.get(first + 1..last)?;
-    let version = version(stripped.get(last + 1..)?)?;
+    let text = stripped.get(last + 1..)?;
+    let plain = version(text);
+    let version = plain.or_else(|| long_version(text))?;
     if method.is_empty() || target.is_empty() || !all_tokens(method) {
         return None;
     }
     let odd = end != line.len()
+        || plain.is_none()
         || !matches!(version, (1, 0 | 1))
         || !(matches!(method, b"GET" | b"POST") || methods::is_known(method, b""))
         || !target
@@ -342,6 +354,7 @@ pub(super) fn request_line(line: &[u8]) -> Option<RequestLine> {
         method: 0..first,
         target: first + 1..last,
         version,
+        long_version: plain.is_none(),
         odd,
     })
 }
@@ -352,6 +365,7 @@ pub(super) struct Head {
     pub(super) method: Range<usize>,
     pub(super) target: Range<usize>,
     pub(super) version: (u8, u8),
+    pub(super) long_version: bool,
     pub(super) headers: Vec<Header>,
     /// A strict reader refuses something in it.
     pub(super) odd: bool,
@@ -409,6 +423,7 @@ pub(super) fn split(bytes: &[u8], line_start: usize) -> Option<Head> {
         method: shift(line.method),
         target: shift(line.target),
         version: line.version,
+        long_version: line.long_version,
         headers,
         odd,
     })

@@ -141,8 +141,11 @@ pub struct Request {
     pub method: Range<usize>,
     /// Bytes between the first and the last space of the line.
     pub target: Range<usize>,
-    /// Major and minor digit.
+    /// Major and minor number; 255 where it is greater.
     pub version: (u8, u8),
+    /// The version has more digits than `HTTP/`d`.`d, such as `HTTP/1.10`, which nginx takes for 1.1. By its contract `inspect`
+    /// gives it no row; an analyser gets it, because the server did.
+    pub long_version: bool,
     /// In order; trailers are not among them.
     pub headers: Vec<Header>,
     /// How the body is framed.

@@ -80,6 +80,7 @@ impl Open {
             method: head.method,
             target: head.target,
             version: head.version,
+            long_version: head.long_version,
             headers: head.headers,
             framing: verdict.framing,
             body_len,

@@ -320,6 +320,7 @@ proptest! {
         let request = Request {
             line_start: places.0,
             head_end: places.1,
+            long_version: false,
             last_whole_chunk_end: places.2,
             method: range(0),
             target: range(1),

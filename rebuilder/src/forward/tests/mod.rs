@@ -84,6 +84,7 @@ fn captured(raw: &[u8]) -> Request {
         target: line_start + first + 1..line_start + last,
         version: (version[0] - b'0', version[2] - b'0'),
         body_len: (raw.len() - head_end) as u64,
+        long_version: false,
         last_whole_chunk_end: head_end,
         line_start,
         head_end,
@@ -112,6 +113,7 @@ fn request_of(raw: Vec<u8>) -> Request {
         headers: Vec::new(),
         framing: Framing::None,
         body_len: 0,
+        long_version: false,
         last_whole_chunk_end: 0,
         flags: Flags::empty(),
     }

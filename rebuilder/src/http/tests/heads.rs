@@ -185,8 +185,6 @@ fn a_line_that_means_http_and_is_no_request_line_does_not_hide_the_requests_behi
         "GET\t/\tHTTP/1.1",
         "GET\u{b}/\u{c}HTTP/1.1",
         "GET / http/1.1",
-        "GET / HTTP/1.10",
-        "GET / HTTP/01.1",
         "GET / HTTP/1",
         "GET / HTTP/1.1x",
         "GET / HTTP/1.1\t",

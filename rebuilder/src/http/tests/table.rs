@@ -368,47 +368,63 @@ fn what_follows_a_disputed_request_is_disputed_to_the_end_of_its_direction() {
 }
 
 #[test]
-fn versions_of_two_digits_give_a_row_and_others_do_not() {
-    for (version, row) in [
-        ("HTTP/1.0", Some((1, 0))),
-        ("HTTP/1.1", Some((1, 1))),
-        ("HTTP/0.9", Some((0, 9))),
-        ("HTTP/1.2", Some((1, 2))),
-        ("HTTP/2.0", Some((2, 0))),
-        ("HTTP/9.9", Some((9, 9))),
-        ("HTTP/1.10", None),
-        ("HTTP/01.1", None),
-        ("HTTP/1", None),
-        ("HTTP/1,1", None),
-        ("http/1.1", None),
-        ("Http/1.1", None),
-        ("HTTP/1.1x", None),
-        ("HTTP/1.\u{661}", None),
-        ("HTTPS/1.1", None),
-        ("", None),
+fn versions_of_two_digits_are_a_request_and_of_more_digits_one_that_inspect_does_not_list() {
+    for (version, numbers, long) in [
+        ("HTTP/1.0", (1, 0), false),
+        ("HTTP/1.1", (1, 1), false),
+        ("HTTP/0.9", (0, 9), false),
+        ("HTTP/1.2", (1, 2), false),
+        ("HTTP/2.0", (2, 0), false),
+        ("HTTP/9.9", (9, 9), false),
+        ("HTTP/1.10", (1, 10), true),
+        ("HTTP/1.01", (1, 1), true),
+        ("HTTP/01.1", (1, 1), true),
+        ("HTTP/1.999", (1, 255), true),
+        ("HTTP/11.00000000000000000000000", (11, 0), true),
     ] {
-        let outcome = one(format!("GET /a {version}\r\nHost: x\r\n\r\n"));
+        let outcome = one(format!("GET /a {version}\r\nHost: x\r\n\r\n{NEXT}"));
+        assert_eq!(outcome.lines(), ["GET /a", "GET /next"], "{version:?}");
+        let request = &outcome.requests[0];
         assert_eq!(
-            outcome.requests.first().map(|r| r.version),
-            row,
+            (request.version, request.long_version),
+            (numbers, long),
             "{version:?}"
         );
-        if let Some(request) = outcome.requests.first() {
-            let plain = matches!(row, Some((1, 0 | 1)));
-            assert_eq!(
-                request.flags.contains(Flags::DISPUTED),
-                !plain,
-                "{version:?}"
-            );
+        let plain = matches!(version, "HTTP/1.0" | "HTTP/1.1");
+        assert_eq!(
+            request.flags.contains(Flags::DISPUTED),
+            !plain,
+            "{version:?}"
+        );
+    }
+    for version in [
+        "HTTP/1",
+        "HTTP/1.",
+        "HTTP/.1",
+        "HTTP/1,1",
+        "HTTP/1.1x",
+        "HTTP/1.1.1",
+        "HTTP/+1.1",
+        "HTTP/1.-1",
+        "http/1.1",
+        "Http/1.1",
+        "HTTP/1.\u{661}",
+        "HTTP /1.1",
+        "HTTPS/1.1",
+        "RTSP/1.0",
+        "SIP/2.0",
+        "ICY/1.0",
+        "",
+    ] {
+        let outcome = one(format!("GET /a {version}\r\nHost: x\r\n\r\n{NEXT}"));
+        assert_eq!(outcome.lines(), [""; 0], "{version:?}");
+        // What means HTTP may be taken for it by somebody, so the bytes behind are still looked at.
+        let interest = if version.to_ascii_uppercase().contains("HTTP/") {
+            Interest::Wanted
         } else {
-            // What means HTTP may be taken for it by somebody, so the bytes behind are still looked at.
-            let interest = if version.to_ascii_uppercase().contains("HTTP/") {
-                Interest::Wanted
-            } else {
-                opaque(PacketOutcome::NotHttp)
-            };
-            assert_eq!(outcome.interest, interest, "{version:?}");
-        }
+            opaque(PacketOutcome::NotHttp)
+        };
+        assert_eq!(outcome.interest, interest, "{version:?}");
     }
 }
 

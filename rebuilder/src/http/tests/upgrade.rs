@@ -87,7 +87,7 @@ fn what_is_no_request_line_at_the_boundary_makes_the_rest_opaque() {
         "hello\n",
         "ls -la\n",
         "GET /\r\n",
-        "GET / HTTP/1.10\r\n",
+        "GET / http/1.1\r\n",
         "GET\t/\tHTTP/1.1\r\n",
         " GET / HTTP/1.1\r\n",
     ] {
@@ -133,7 +133,7 @@ fn behind_a_connect_only_another_connect_is_a_request() {
         "connect a:443 HTTP/1.1\r\n\r\n",
         "CONNECTS a:443 HTTP/1.1\r\n\r\n",
         "CONNECT a:443 RTSP/1.0\r\n\r\n",
-        "CONNECT a:443 HTTP/1.10\r\n\r\n",
+        "CONNECT a:443 http/1.1\r\n\r\n",
         "CONNECT\ta:443 HTTP/1.1\r\n\r\n",
         "\x16\x03\x01\0\x05",
         "SSH-2.0-OpenSSH_9.2\r\n",
