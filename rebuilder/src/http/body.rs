@@ -23,6 +23,13 @@ impl Rest {
         }
     }
 
+    /// Lets go of what is held: a request line that has begun will not be found.
+    pub(super) fn forget(&mut self) {
+        if let Self::Chunked { search, .. } = self {
+            search.reset();
+        }
+    }
+
     /// Bytes taken that would be read anew were the next one to break the coding.
     pub(super) fn doubtful(&self) -> usize {
         match self {

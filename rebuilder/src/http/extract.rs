@@ -4,6 +4,7 @@ use hashbrown::HashMap;
 
 use super::context::Context;
 use super::direction::Direction;
+use super::heavy::Heavy;
 use super::search::Origin;
 use super::{Cidr, Request};
 use crate::budget::{Budget, Source};
@@ -20,7 +21,9 @@ pub struct HttpOptions {
     pub max_request: usize,
     /// The most bytes that are held of requests that are not complete yet, all directions together; above half of it
     /// one sender (an IPv4 address, a /64 of IPv6) may hold a quarter. What would go beyond is cut: a body is given as
-    /// `truncated` ([`HttpCounters::shed_requests`]), a head is given up ([`HttpCounters::shed_heads`]).
+    /// `truncated` ([`HttpCounters::shed_requests`]), a head is given up ([`HttpCounters::shed_heads`]). Where all
+    /// together are at the cap, that befalls whoever holds most, so that many who begin requests and never end them
+    /// cut no other's.
     pub max_held: usize,
     /// How many bytes a direction may show without a request before it is given up as not HTTP.
     pub max_search: u64,
@@ -81,6 +84,7 @@ pub struct Extractor {
     /// Keyed by our own running number, so no stranger chooses the keys.
     directions: HashMap<DirectionId, Direction, foldhash::fast::RandomState>,
     budget: Budget,
+    heavy: Heavy,
 }
 
 impl Extractor {
@@ -92,6 +96,7 @@ impl Extractor {
             options,
             counters: HttpCounters::default(),
             directions: HashMap::default(),
+            heavy: Heavy::default(),
         }
     }
 
@@ -111,7 +116,11 @@ impl Extractor {
                 .insert(dir, fresh)
                 .map_or(0, |old| old.held());
             self.budget.change(source, held, 0);
+            self.heavy.change(dir, ends, held, 0);
             return Interest::Wanted;
+        }
+        if let Chunk::Data { bytes, .. } = chunk {
+            self.make_room(dir, source, bytes.len(), out);
         }
         // A direction that was never opened is one whose beginning is not known.
         let direction = self
@@ -146,11 +155,58 @@ impl Extractor {
             Chunk::Closed(end) => direction.close(&mut cx, end),
             Chunk::Open { .. } => Interest::Wanted,
         };
-        self.budget.change(source, before, direction.held());
+        let after = direction.held();
+        self.budget.change(source, before, after);
+        self.heavy.change(dir, ends, before, after);
         if matches!(chunk, Chunk::Closed(_)) {
             self.directions.remove(&dir);
         }
         interest
+    }
+
+    /// Where `more` bytes would not fit into all that may be held, whoever holds most gives way, as long as that is more
+    /// than this direction would hold, and its sender holds no more than its share.
+    fn make_room(
+        &mut self,
+        dir: DirectionId,
+        source: Source,
+        more: usize,
+        out: &mut impl FnMut(Request),
+    ) {
+        // No buffer grows by more than what comes, or by its own size.
+        if self.budget.over(more.max(self.budget.total())) == 0 {
+            return;
+        }
+        let own = self.directions.get(&dir).map_or(0, Direction::held);
+        let need = more.max(own);
+        while self.budget.over(need) > 0 && !self.budget.over_share(source, need) {
+            let Some((victim, ends)) = self.heavy.heaviest() else {
+                return;
+            };
+            let Some(direction) = self.directions.get_mut(&victim) else {
+                return;
+            };
+            let before = direction.held();
+            if victim == dir || before <= own.saturating_add(more) {
+                return;
+            }
+            let source = Source::of(ends.src.ip());
+            direction.give_way(&mut Context {
+                options: &self.options,
+                counters: &mut self.counters,
+                budget: &self.budget,
+                source,
+                grown: 0,
+                ends: &ends,
+                out,
+            });
+            let after = direction.held();
+            self.budget.change(source, before, after);
+            self.heavy.change(victim, &ends, before, after);
+            if after >= before {
+                return;
+            }
+        }
     }
 
     /// Bytes of requests that are not complete yet.

@@ -17,6 +17,7 @@ mod extract;
 mod framing;
 mod head;
 mod health_check;
+mod heavy;
 mod methods;
 mod open;
 mod proxy;

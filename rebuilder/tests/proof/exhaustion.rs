@@ -422,8 +422,6 @@ fn heads_that_never_end() {
 }
 
 #[test]
-#[ignore = "fails: where many senders of bodies that never end have filled what the extractor may hold, everybody else's \
-            requests are cut for as long as they stay silent; whoever holds most should give way"]
 fn bodies_that_never_end() {
     alone("bodies_that_never_end", |world| {
         let part = [b'x'; 8_000];

@@ -185,6 +185,34 @@ impl Direction {
         Interest::Wanted
     }
 
+    /// Lets go of what is held, for somebody who holds less.
+    pub(super) fn give_way(&mut self, cx: &mut Context<'_>) {
+        self.state = match mem::replace(&mut self.state, State::Opaque(PacketOutcome::NotHttp)) {
+            State::Preamble(building) | State::Head(building, _) => {
+                cx.counters.shed_heads += 1;
+                cx.counters.skipped_bytes += building.raw.len() as u64;
+                self.lose_head(cx)
+            }
+            State::Body(body) => {
+                let InBody { open, mut rest } = *body;
+                cx.counters.shed_requests += 1;
+                self.give(cx, open, &rest, Flags::TRUNCATED);
+                rest.forget();
+                State::Skip(rest)
+            }
+            State::Skip(mut rest) => {
+                rest.forget();
+                State::Skip(rest)
+            }
+            State::Search { search, seen } => {
+                cx.counters.skipped_bytes += search.pending();
+                let search = Search::default();
+                State::Search { search, seen }
+            }
+            State::Opaque(outcome) => State::Opaque(outcome),
+        };
+    }
+
     fn interest(&self) -> Interest {
         match self.state {
             State::Opaque(outcome) => Interest::Opaque(outcome),
