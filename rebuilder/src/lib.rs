@@ -13,6 +13,7 @@
 mod budget;
 pub mod decode;
 pub mod forward;
+pub mod handover;
 pub mod http;
 pub mod inspect;
 pub mod pipeline;

@@ -1,6 +1,7 @@
 //! The packet path of one worker: frames in, requests out. A capture file and a live socket both run this.
 
-use crate::decode::{DecodeOptions, Decoder};
+use crate::decode::{DecodeOptions, Decoder, Segment};
+use crate::handover::Route;
 use crate::http::{Extractor, HttpCounters, HttpOptions, Request};
 use crate::receive::Frame;
 use crate::stream::{
@@ -59,18 +60,49 @@ impl Pipeline {
     /// Takes one frame. The requests that it completes go to `out`, in stream order; the answer is the one outcome of
     /// the packet.
     pub fn frame(&mut self, frame: &Frame<'_>, out: &mut impl FnMut(Request)) -> PacketOutcome {
-        match self.decoder.decode(frame) {
-            Ok(segment) => {
-                self.cut_frames += u64::from(segment.cut > 0);
+        self.steered_frame(frame, |_| Route::Own, out)
+            .unwrap_or(PacketOutcome::HandoverFull)
+    }
+
+    /// The same, where `route` says whether the frame's segment is this worker's. `None` where it is not: its packet
+    /// ends with the worker that takes it.
+    pub fn steered_frame(
+        &mut self,
+        frame: &Frame<'_>,
+        route: impl FnOnce(&Segment<'_>) -> Route,
+        out: &mut impl FnMut(Request),
+    ) -> Option<PacketOutcome> {
+        let segment = match self.decoder.decode(frame) {
+            Ok(segment) => segment,
+            Err(outcome) => return Some(outcome),
+        };
+        self.cut_frames += u64::from(segment.cut > 0);
+        match route(&segment) {
+            Route::Own => {
                 let mut sink = Extraction {
                     gaps: &mut self.gaps,
                     extractor: &mut self.extractor,
                     out,
                 };
-                self.streams.push(&segment, &mut sink)
+                Some(self.streams.push(&segment, &mut sink))
             }
-            Err(outcome) => outcome,
+            Route::Handed => None,
+            Route::Full => Some(PacketOutcome::HandoverFull),
         }
+    }
+
+    /// Takes a segment that another worker has decoded.
+    pub fn segment(
+        &mut self,
+        segment: &Segment<'_>,
+        out: &mut impl FnMut(Request),
+    ) -> PacketOutcome {
+        let mut sink = Extraction {
+            gaps: &mut self.gaps,
+            extractor: &mut self.extractor,
+            out,
+        };
+        self.streams.push(segment, &mut sink)
     }
 
     /// Moves flow time to `now`: holes grow old and idle flows end. Call it with the wall clock only when the socket

@@ -15,7 +15,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::{error, info, warn};
 
+use crate::decode::Segment;
 use crate::forward::{Addresses, ForwardError, ForwardOptions, Forwarder, Target};
+use crate::handover::Handover;
 use crate::http::{Cidr, Flags, Request, is_health_check};
 use crate::pipeline::{Pipeline, PipelineOptions};
 use crate::receive::udp::{self, BindError, SCANT_RECEIVE_BUFFER, UdpOptions, UdpReceiver};
@@ -154,10 +156,13 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
 
     let (ended, ends) = mpsc::channel();
     let mut threads = Vec::new();
-    for (index, (receiver, counters)) in receivers.into_iter().zip(&counters).enumerate() {
+    let sides = Handover::group(receivers.len());
+    let sides = receivers.into_iter().zip(sides);
+    for (index, ((receiver, handover), counters)) in sides.zip(&counters).enumerate() {
         let worker = Worker {
             index,
             receiver,
+            handover,
             pipeline: Pipeline::new(options.pipeline.clone()),
             forwarder: Forwarder::new(options.forward.clone(), Arc::clone(counters))?,
             selection: options.selection.clone(),
@@ -347,6 +352,7 @@ struct Stop {
 struct Worker {
     index: usize,
     receiver: UdpReceiver,
+    handover: Handover,
     pipeline: Pipeline,
     forwarder: Forwarder,
     selection: RequestSelection,
@@ -390,6 +396,7 @@ impl Worker {
             forwarder,
             counters,
             selection,
+            handover,
             ..
         } = self;
         let mut submit = |request: Request| submit(forwarder, counters, selection, &request);
@@ -397,10 +404,14 @@ impl Worker {
         // pause of this thread in between would let flow time pass packets that have arrived and are not read.
         let now = wall_clock();
         let drained = receiver.drain(DRAIN_BUDGET, now, |frame| {
-            let outcome = pipeline.frame(&frame, &mut submit);
-            counters.packet(outcome);
+            let route = |segment: &Segment<'_>| handover.route(segment);
+            if let Some(outcome) = pipeline.steered_frame(&frame, route, &mut submit) {
+                counters.packet(outcome);
+            }
             counters.add(Counter::ReceivedBytes, frame.data.len() as u64);
         });
+        counters.packets(PacketOutcome::Draining, handover.flush());
+        handover.take(|segment| counters.packet(pipeline.segment(segment, &mut submit)));
         match drained {
             Ok(drained) => {
                 if drained.empty {
@@ -442,6 +453,7 @@ impl Worker {
             &[
                 (Counter::KernelDrops, self.receiver.kernel_drops()),
                 (Counter::TruncatedDatagrams, self.receiver.truncated()),
+                (Counter::HandedOver, self.handover.handed()),
                 (Counter::CutFrames, pipeline.cut_frames()),
                 (Counter::BadChecksums, pipeline.bad_checksums()),
                 (Counter::Gaps, pipeline.gaps()),
@@ -472,16 +484,23 @@ impl Worker {
             self.count_extracted();
             self.forwarder.poll(Duration::ZERO, Instant::now());
         }
+        self.handover.stop_sending();
+        // What others still read may be ours. None of them reads longer than we may.
+        while !self.handover.is_last() && begun.elapsed() < 2 * LAST_READ {
+            self.forwarder.poll(TICK, Instant::now());
+            self.health.beat(self.index, Instant::now());
+        }
         let Self {
             pipeline,
             forwarder,
             counters,
             selection,
+            handover,
             ..
         } = &mut self;
-        pipeline.finish(End::Idle, &mut |request| {
-            submit(forwarder, counters, selection, &request);
-        });
+        let mut submit = |request: Request| submit(forwarder, counters, selection, &request);
+        handover.close(|segment| counters.packet(pipeline.segment(segment, &mut submit)));
+        pipeline.finish(End::Idle, &mut submit);
         self.count_extracted();
         while !self.forwarder.idle()
             && begun.elapsed() < self.drain_timeout

@@ -6,6 +6,8 @@ pub mod udp;
 
 use crate::time::Timestamp;
 
+pub(crate) use steering::owner;
+
 /// What the first byte of a frame is (names as in the pcap link-type registry, <https://www.tcpdump.org/linktypes.html>).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LinkType {

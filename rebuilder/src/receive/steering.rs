@@ -7,7 +7,10 @@
 //!
 //! The program sees the UDP payload from its first byte: a VXLAN header, an untagged Ethernet frame (mirrored frames
 //! carry no tag in AWS), IP. Inner packets that are not TCP, and fragments, are spread by their addresses alone;
-//! whatever is not IP, or too short, goes to worker 0.
+//! whatever is not IP, or too short, goes to worker 0. What is a TCP segment all the same, once it is decoded, goes on
+//! to the worker that [`owner`] names (`handover.rs`).
+
+use std::net::{IpAddr, SocketAddr};
 
 use libc::{
     BPF_A, BPF_ABS, BPF_ALU, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD,
@@ -83,6 +86,24 @@ fn hash_ports(mode: u32, at: u32) -> Vec<sock_filter> {
         op(BPF_ALU | BPF_XOR | BPF_X, 0),
         op(BPF_ST, HASH),
     ]
+}
+
+/// The worker of a connection: what [`program`] computes of a TCP segment that it can read.
+pub(crate) fn owner(src: SocketAddr, dst: SocketAddr, workers: usize) -> usize {
+    let words = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => ip.to_bits(),
+        IpAddr::V6(ip) => {
+            let octets = ip.octets();
+            let (words, _) = octets.as_chunks::<4>();
+            words
+                .iter()
+                .fold(0, |hash, word| hash ^ u32::from_be_bytes(*word))
+        }
+    };
+    let ports = u32::from(src.port() ^ dst.port());
+    let hash = words(src.ip()) ^ words(dst.ip()) ^ ports;
+    let mixed = hash.wrapping_mul(MIX) >> 16;
+    usize::try_from(mixed).map_or(0, |mixed| mixed % workers.max(1))
 }
 
 /// The program for a group of `workers` sockets (at least one); it returns the index of one of them.

@@ -43,6 +43,7 @@ metrics! {
         ReceivedBytes => "received_bytes", "Bytes of the mirrored frames that were read, outer headers excluded.";
         KernelDrops => "kernel_drops", "Mirrored packets that the kernel dropped because the receive buffer was full.";
         TruncatedDatagrams => "truncated_datagrams", "Datagrams longer than 9,600 bytes, taken as far as that; the frames in them count as cut.";
+        HandedOver => "handed_over", "Segments that reached another worker than the one that holds their connection, and were handed to it: fragments, tunnels and headers that the kernel does not read.";
         CutFrames => "cut_frames", "Frames that the mirror cut short (session packet length, MTU): a hole of known length each.";
         BadChecksums => "bad_checksums", "Frames whose TCP or IPv4 checksum is wrong and that were taken all the same; see `--checksum`.";
         Gaps => "gaps", "Holes in a stream that were given up: their bytes were never captured.";

@@ -75,6 +75,8 @@ outcomes! {
         OutOfWindow => "out_of_window",
         /// Bytes refused because a flow or the whole table had reached its cap.
         OverCap => "over_cap",
+        /// It had to go on to the worker that holds its connection, whose queue was full.
+        HandoverFull => "handover_full",
         /// IP, but not TCP.
         NotTcp => "not_tcp",
         /// Neither IPv4 nor IPv6 (ARP, LLDP, ...).

@@ -103,10 +103,15 @@ pub(crate) struct Rebuilder {
 
 impl Rebuilder {
     pub(crate) fn start(forward: SocketAddr, more: &[&str]) -> Self {
+        let workers: &[&str] = if more.contains(&"--workers") {
+            &[]
+        } else {
+            &["--workers", "1"]
+        };
         let mut child = Command::new(env!("CARGO_BIN_EXE_rebuilder"))
             .args(["run", "--forward", &format!("http://{forward}")])
-            .args(["--workers", "1", "--listen", "127.0.0.1:0"])
-            .args(["--admin", "127.0.0.1:0"])
+            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .args(workers)
             .args(more)
             .env("NO_COLOR", "1")
             .stderr(Stdio::piped())
@@ -138,6 +143,24 @@ impl Rebuilder {
         for frame in frames {
             socket.send_to(&vxlan(1, frame), self.listen).unwrap();
         }
+    }
+
+    /// SIGTERM, and the exit code.
+    pub(crate) fn end(&mut self) -> Option<i32> {
+        let id = libc::pid_t::try_from(self.child.id()).unwrap();
+        // SAFETY: a signal to a child that has not been waited for, so the number is still its own.
+        assert_eq!(unsafe { libc::kill(id, libc::SIGTERM) }, 0);
+        self.child.wait().unwrap().code()
+    }
+
+    /// The sum of a counter over its labels.
+    pub(crate) fn sum(&self, metric: &str) -> u64 {
+        let metrics = self.metrics();
+        let lines = metrics.lines().filter_map(|line| line.strip_prefix(metric));
+        lines
+            .filter(|rest| rest.starts_with(['{', ' ']))
+            .map(|rest| rest.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+            .sum()
     }
 
     pub(crate) fn metrics(&self) -> String {

@@ -189,6 +189,7 @@ fn both_directions_and_every_copy_of_a_connection_reach_one_worker_and_all_worke
         state.to_be_bytes()
     };
     let mut flow_of = BTreeMap::new();
+    let mut owners = Vec::new();
     for flow in 0..200 {
         let mut address = || {
             let r = random();
@@ -203,6 +204,7 @@ fn both_directions_and_every_copy_of_a_connection_reach_one_worker_and_all_worke
         let r = random();
         let a = (a, u16::from_be_bytes([r[0], r[1]]));
         let b = (b, 8080);
+        owners.push(steering::owner(a.into(), b.into(), 4));
         for (copy, sender) in senders.iter().enumerate() {
             let vni = u32::try_from(copy).unwrap() + 1;
             for packet in [
@@ -225,6 +227,8 @@ fn both_directions_and_every_copy_of_a_connection_reach_one_worker_and_all_worke
                 let flow = flow_of[frame.data];
                 let first = *worker_of.entry(flow).or_insert(worker);
                 assert_eq!(first, worker, "flow {flow} reached two workers");
+                // What a worker computes of a segment that the kernel could not read is what the kernel computes.
+                assert_eq!(owners[flow], worker);
             })
             .unwrap();
         load.push(datagrams);
