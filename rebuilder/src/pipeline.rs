@@ -5,7 +5,7 @@ use crate::handover::Route;
 use crate::http::{Extractor, HttpCounters, HttpOptions, Request};
 use crate::receive::Frame;
 use crate::stream::{
-    Chunk, DirectionId, End, Endpoints, Interest, Sink, Stats, StreamOptions, Streams,
+    Chunk, Compared, DirectionId, End, Endpoints, Interest, Sink, Stats, StreamOptions, Streams,
 };
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
@@ -38,6 +38,10 @@ struct Extraction<'a, F> {
 }
 
 impl<F: FnMut(Request)> Sink for Extraction<'_, F> {
+    fn compare(&mut self, dir: DirectionId, behind: u64, copy: &[u8]) -> Compared {
+        self.extractor.compare(dir, behind, copy)
+    }
+
     fn chunk(&mut self, dir: DirectionId, ends: &Endpoints, chunk: Chunk<'_>) -> Interest {
         *self.gaps += u64::from(matches!(chunk, Chunk::Gap { .. }));
         self.extractor.chunk(dir, ends, chunk, self.out)

@@ -461,6 +461,7 @@ impl Worker {
                 (Counter::ShedBytes, stream.shed_bytes),
                 (Counter::ConflictBytes, pipeline.conflict_bytes()),
                 (Counter::LostFragmentBytes, pipeline.lost_fragment_bytes()),
+                (Counter::LateConflicts, stream.late_conflicts),
                 (Counter::EvictedFlows, stream.evicted_flows),
                 (Counter::TimeJumps, stream.time_jumps),
                 (

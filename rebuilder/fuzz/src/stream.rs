@@ -361,6 +361,7 @@ fn push(streams: &mut Streams, checker: &mut Checker, step: &Step, now: u64) {
         seq: Seq(step.seq),
         ack: Seq(step.ack),
         flags: step.flags,
+        urgent: 1,
         payload: &step.payload,
         cut: step.cut,
     };

@@ -90,6 +90,8 @@ pub struct Segment<'a> {
     pub ack: Seq,
     /// Control bits.
     pub flags: TcpFlags,
+    /// The urgent pointer; meaningful when `flags` holds URG.
+    pub urgent: u16,
     /// The captured payload; Ethernet padding is cut off by the IP length.
     pub payload: &'a [u8],
     /// Payload bytes that the IP length promises behind `payload` and the capture does not hold: the frame was
@@ -228,6 +230,7 @@ impl Decoder {
                 seq: tcp.seq,
                 ack: tcp.ack,
                 flags: tcp.flags,
+                urgent: tcp.urgent,
                 payload: tcp.payload,
                 cut: packet.missing,
             });

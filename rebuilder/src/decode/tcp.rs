@@ -11,6 +11,7 @@ pub(super) struct Tcp<'a> {
     pub(super) seq: Seq,
     pub(super) ack: Seq,
     pub(super) flags: TcpFlags,
+    pub(super) urgent: u16,
     pub(super) payload: &'a [u8],
 }
 
@@ -32,7 +33,12 @@ pub(super) fn open(data: &[u8]) -> Result<Tcp<'_>, PacketOutcome> {
         a3,
         offset,
         flags,
-        ..,
+        _,
+        _,
+        _,
+        _,
+        u0,
+        u1,
     ] = header;
     let header_len = usize::from(offset >> 4) * 4;
     if header_len < 20 {
@@ -44,6 +50,7 @@ pub(super) fn open(data: &[u8]) -> Result<Tcp<'_>, PacketOutcome> {
         seq: Seq(u32::from_be_bytes([*q0, *q1, *q2, *q3])),
         ack: Seq(u32::from_be_bytes([*a0, *a1, *a2, *a3])),
         flags: TcpFlags::from_bits_truncate(*flags),
+        urgent: u16::from_be_bytes([*u0, *u1]),
         payload: data.get(header_len..).ok_or(PacketOutcome::BadTcp)?,
     })
 }

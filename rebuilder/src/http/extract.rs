@@ -8,7 +8,7 @@ use super::heavy::Heavy;
 use super::search::Origin;
 use super::{Cidr, Request};
 use crate::budget::{Budget, Source};
-use crate::stream::{Chunk, DirectionId, Endpoints, Interest};
+use crate::stream::{Chunk, Compared, DirectionId, Endpoints, Interest};
 
 /// What the extractor may hold and whom it believes.
 #[derive(Clone, Debug)]
@@ -207,6 +207,16 @@ impl Extractor {
                 return;
             }
         }
+    }
+
+    /// Compares a late copy, which ends `behind` bytes before the next byte, with what is held of a request that is not
+    /// complete. One that disagrees makes it [`super::Flags::AMBIGUOUS`].
+    pub fn compare(&mut self, dir: DirectionId, behind: u64, copy: &[u8]) -> Compared {
+        self.directions
+            .get_mut(&dir)
+            .map_or_else(Compared::default, |direction| {
+                direction.compare(behind, copy)
+            })
     }
 
     /// Bytes of requests that are not complete yet.

@@ -1,10 +1,13 @@
 //! One direction of one connection: a sequence space, what of it was delivered, and what waits.
 
+use std::hash::BuildHasher;
+
 use crate::decode::Seq;
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
 use super::held::{Arrival, Held, Piece};
+use super::isn::Opening;
 use super::offset::{StreamOffset, advance, distance, len64};
 use super::table::Stats;
 use super::{Chunk, DirectionId, Endpoints, Interest, Sink, StreamOptions};
@@ -13,8 +16,12 @@ use crate::budget::{Budget, Source};
 mod caps;
 mod ending;
 mod holes;
+mod late;
+mod syn;
 
 pub(super) use caps::cost_of;
+use late::Recent;
+use syn::SynData;
 
 /// How far ahead a segment may lie in a direction whose bytes nobody wants: the largest window that TCP can scale to
 /// (RFC 7323 §2.3). Nothing is held there, so nothing speaks for less.
@@ -27,6 +34,14 @@ pub(super) struct Env<'a> {
     pub(super) opts: &'a StreamOptions,
     pub(super) budget: &'a mut Budget,
     pub(super) stats: &'a mut Stats,
+    /// Of what is handed on.
+    pub(super) hasher: &'a foldhash::fast::RandomState,
+}
+
+impl Env<'_> {
+    fn hash(&self, bytes: &[u8]) -> u64 {
+        self.hasher.hash_one(bytes)
+    }
 }
 
 /// The part of a segment that takes sequence space, SYN aside.
@@ -37,6 +52,10 @@ pub(super) struct Part<'a> {
     pub(super) payload: &'a [u8],
     pub(super) cut: u32,
     pub(super) fin: bool,
+    /// It came with the SYN.
+    pub(super) syn: bool,
+    /// The urgent pointer.
+    pub(super) urgent: Option<u16>,
     /// What the sender acknowledges.
     pub(super) ack: Option<Seq>,
     pub(super) ts: Timestamp,
@@ -101,6 +120,11 @@ pub(super) struct Direction {
     /// Where the FIN stands, and since when it is known.
     fin: Option<(StreamOffset, Timestamp)>,
     reset: Option<Timestamp>,
+    /// What came with the SYN.
+    syn_data: Option<Box<SynData>>,
+    /// Where the urgent byte is.
+    urgent: Option<StreamOffset>,
+    recent: Recent,
     /// When the last segment came of which nothing was new.
     repeated: Timestamp,
     /// What the sender acknowledged last: where its peer's next segment, or its RST, stands.
@@ -115,12 +139,16 @@ impl Direction {
     pub(super) fn from_syn(
         id: DirectionId,
         ends: Endpoints,
-        isn: Seq,
+        opening: Opening,
         env: &mut Env<'_>,
         sink: &mut impl Sink,
     ) -> Self {
+        let isn = opening.isn;
         let anchor = advance(isn, 1);
         let mut this = Self::new(id, ends, Some(isn), anchor, StreamOffset::ZERO, env);
+        if let Some(urgent) = opening.urgent {
+            this.note_urgent(urgent, 1);
+        }
         this.open(StreamOffset::ZERO, false, env, sink);
         this
     }
@@ -161,6 +189,9 @@ impl Direction {
             shed: None,
             fin: None,
             reset: None,
+            syn_data: None,
+            urgent: None,
+            recent: Recent::default(),
             repeated: env.now,
             ack_sent: None,
             opaque: None,
@@ -191,7 +222,12 @@ impl Direction {
         self.fin.is_some() || self.reset.is_some()
     }
 
-    /// Bytes of memory held, bookkeeping included.
+    /// Bytes of memory that are held, bookkeeping included.
+    fn cost(&self) -> usize {
+        self.held.cost() + self.syn_data.as_ref().map_or(0, |kept| kept.cost())
+    }
+
+    /// What the budget has for it.
     pub(super) fn charged(&self) -> usize {
         self.charged
     }
@@ -260,7 +296,7 @@ impl Direction {
         if let Some(ack) = part.ack {
             self.note_sent_ack(ack);
         }
-        let outcome = self.place_payload(part, env, sink);
+        let outcome = self.take_payload(part, env, sink);
         if outcome == PacketOutcome::Duplicate {
             self.repeated = env.now;
         }
@@ -277,9 +313,31 @@ impl Direction {
         self.opaque.unwrap_or(outcome)
     }
 
+    fn take_payload(
+        &mut self,
+        part: &Part<'_>,
+        env: &mut Env<'_>,
+        sink: &mut impl Sink,
+    ) -> PacketOutcome {
+        if let Some(outcome) = self.keep_syn_data(part, env) {
+            return outcome;
+        }
+        let mut suspect = self.weigh_syn_data(part, env, sink);
+        if let Some(pointer) = part.urgent {
+            self.note_urgent(part.seq, pointer);
+        }
+        suspect |= self.is_urgent(part);
+        self.compare_late(part, env, sink);
+        let outcome = self.place_payload(part, suspect, env, sink);
+        self.drop_syn_data(env);
+        outcome
+    }
+
+    /// `suspect`: another reader may have other bytes in its place.
     fn place_payload(
         &mut self,
         part: &Part<'_>,
+        suspect: bool,
         env: &mut Env<'_>,
         sink: &mut impl Sink,
     ) -> PacketOutcome {
@@ -322,7 +380,7 @@ impl Direction {
             .len()
             .saturating_sub(super::offset::index(to.since(from)));
         let bytes = part.payload.get(skip..).unwrap_or_default();
-        let before = self.held.cost();
+        let before = self.cost();
         self.skip_shed(from, env, sink);
 
         let mut outcome = PacketOutcome::Duplicate;
@@ -334,7 +392,7 @@ impl Direction {
                 data: bytes,
                 ts: part.ts,
                 segment_start: fresh,
-                conflict: false,
+                conflict: suspect,
             };
             self.deliver(piece, env, sink);
             outcome = PacketOutcome::Stream;
@@ -349,7 +407,7 @@ impl Direction {
                 ts: part.ts,
                 now: env.now,
                 segment_start: fresh,
-                suspect: false,
+                suspect,
             };
             let done = self.held.insert(new, env.opts.overlap);
             env.stats.conflicting_bytes += done.conflicting;
@@ -395,10 +453,11 @@ impl Direction {
 
     fn deliver(&mut self, piece: Piece<'_>, env: &mut Env<'_>, sink: &mut impl Sink) {
         let len = len64(piece.data.len());
-        self.next = self.next + len;
         if self.opaque.is_none() {
             env.stats.delivered_bytes += len;
+            self.remember(&piece, env);
         }
+        self.next = self.next + len;
         let chunk = Chunk::Data {
             bytes: piece.data,
             ts: piece.ts,
@@ -426,6 +485,7 @@ impl Direction {
         loop {
             if self.opaque.is_some() {
                 self.held.clear();
+                self.syn_data = None;
                 self.shed = None;
                 self.next = self.next.max(self.high);
                 break;
@@ -455,41 +515,21 @@ impl Direction {
         self.settle(env);
     }
 
-    /// Takes a SYN. `true` when it is this direction's own.
-    pub(super) fn note_syn(&mut self, isn: Seq, env: &mut Env<'_>, sink: &mut impl Sink) -> bool {
-        if let Some(own) = self.isn {
-            return own == isn;
-        }
-        let Ok(at) = u64::try_from(self.place(advance(isn, 1))) else {
-            return false;
-        };
-        let at = StreamOffset(at);
-        let lowest = match self.start {
-            Start::At(start) => start,
-            Start::Waiting(_) => self.held.first().map_or(self.next, |first| first.at),
-        };
-        if at > lowest || lowest.since(at) > u64::from(env.opts.window) {
-            return false;
-        }
-        self.isn = Some(isn);
-        if self.is_waiting() {
-            self.open(at, false, env, sink);
-            self.drain(env, sink);
-            self.refresh_hole();
-        }
-        true
-    }
-
     /// When time alone changes something here; `None` when it does not.
     pub(super) fn due(&self, opts: &StreamOptions) -> Option<Timestamp> {
         let start = match self.start {
             Start::Waiting(since) => Some(since + opts.midstream_wait),
             Start::At(_) => None,
         };
-        [start, self.hole_due(opts), self.end_due(opts)]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            start,
+            self.syn_data_due(opts),
+            self.hole_due(opts),
+            self.end_due(opts),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Lets time pass. `true` when the direction has ended and is to be closed.
@@ -499,6 +539,12 @@ impl Direction {
         {
             self.open_midstream(env, sink);
             self.refresh_hole();
+        }
+        if self
+            .syn_data_due(env.opts)
+            .is_some_and(|due| due <= env.now)
+        {
+            self.release_syn_data(env, sink);
         }
         while self.hole_due(env.opts).is_some_and(|due| due <= env.now) {
             if !self.drop_stray(env) {
@@ -513,12 +559,8 @@ impl Direction {
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn check(&self, opts: &StreamOptions) {
         self.held.check();
-        assert_eq!(
-            self.charged,
-            self.held.cost(),
-            "the budget knows another figure"
-        );
-        assert!(self.held.cost() <= opts.flow_cap, "over the flow's cap");
+        assert_eq!(self.charged, self.cost(), "the budget knows another figure");
+        assert!(self.cost() <= opts.flow_cap, "over the flow's cap");
         assert!(self.high >= self.held.end().unwrap_or(self.high));
         if let Some(first) = self.held.first() {
             assert!(self.opaque.is_none(), "an opaque direction holds bytes");

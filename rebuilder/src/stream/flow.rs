@@ -3,12 +3,12 @@
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
-use crate::decode::{Segment, Seq, Vni};
+use crate::decode::{Segment, Seq, TcpFlags, Vni};
 use crate::time::Timestamp;
 
-use super::direction::{Direction, Reach};
+use super::direction::{Direction, Env, Reach};
 use super::flows::{Links, NIL};
-use super::{FlowScope, StreamOptions};
+use super::{FlowScope, Sink, StreamOptions};
 
 /// Generations of one direction that may live beside each other.
 pub(super) const MAX_GENERATIONS: usize = 4;
@@ -132,11 +132,18 @@ impl Half {
         }
     }
 
-    /// Takes the acknowledgement of a segment without payload at `seq`.
-    pub(super) fn note_bare_ack(&mut self, seq: Seq, ack: Seq, opts: &StreamOptions) {
+    /// Takes what a segment without payload tells: what it acknowledges, and that its sender has come to where it stands.
+    pub(super) fn note_bare(&mut self, seg: &Segment<'_>, env: &mut Env<'_>, sink: &mut impl Sink) {
         for generation in &mut self.generations {
-            if generation.reach(seq, 0, opts.window).is_some() {
-                generation.note_sent_ack(ack);
+            if generation.reach(seg.seq, 0, env.opts.window).is_none() {
+                continue;
+            }
+            if seg.flags.contains(TcpFlags::URG) {
+                generation.note_urgent(seg.seq, seg.urgent);
+            }
+            if seg.flags.contains(TcpFlags::ACK) {
+                generation.note_sent_ack(seg.ack);
+                generation.note_taken(seg.seq, env, sink);
             }
         }
     }

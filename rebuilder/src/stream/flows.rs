@@ -14,7 +14,7 @@ use crate::budget::{Budget, Source};
 /// the timers, and of what is known of its owner, each in a table that may be less than half full.
 pub(super) const FLOW_BYTES: usize = 576;
 /// What each generation of a direction costs, the extractor's state for it included (half-full tables again).
-pub(super) const DIRECTION_BYTES: usize = 704;
+pub(super) const DIRECTION_BYTES: usize = 800;
 /// A flow moves up in the order of silence no more often than this: packets come by the microsecond, and each move
 /// touches four other flows.
 const RELINK: Duration = Duration::from_secs(1);

@@ -23,7 +23,7 @@ pub(super) const RUN_OVERHEAD: usize = 160;
 /// What a mark costs.
 pub(super) const MARK_BYTES: usize = size_of::<Mark>();
 /// Segments that touch share a run until it has so many bytes ...
-const RUN_BYTES: usize = 32 << 10;
+pub(super) const RUN_BYTES: usize = 32 << 10;
 /// ... or so many segments: what inserting at its front moves.
 const RUN_MARKS: usize = 128;
 /// So many pieces are looked through for what a cut frame leaves missing; behind them it is an ordinary hole. Unlike a

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::decode::Seq;
 use crate::time::Timestamp;
 
-use super::offset::distance;
+use super::offset::{advance, distance};
 
 /// Slots that one direction may fall into. Few, so that a look-up is one or two cache lines.
 const WAYS: usize = 4;
@@ -20,7 +20,17 @@ struct Entry {
     /// Keyed hash of the direction. 64 bits of a hash that an attacker cannot compute name it well enough.
     tag: u64,
     isn: Seq,
+    /// How far behind the SYN the urgent byte lies that the sender has announced; zero when none.
+    urgent: u16,
     seen: Timestamp,
+}
+
+/// What is known of a direction before its first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Opening {
+    pub(super) isn: Seq,
+    /// The sequence number of an urgent byte to come.
+    pub(super) urgent: Option<Seq>,
 }
 
 #[cfg(test)]
@@ -55,6 +65,7 @@ impl IsnCache {
         let entry = Entry {
             tag,
             isn,
+            urgent: 0,
             seen: now,
         };
         if let Some(same) = set
@@ -62,7 +73,7 @@ impl IsnCache {
             .flatten()
             .find(|e| e.tag == tag && e.isn == isn)
         {
-            *same = entry;
+            same.seen = now;
             return;
         }
         let of_direction = set.iter().flatten().filter(|e| e.tag == tag).count();
@@ -79,8 +90,24 @@ impl IsnCache {
         }
     }
 
+    /// Remembers where the urgent byte of a connection lies that has not sent a byte.
+    pub(super) fn note_urgent(&mut self, tag: u64, at: Seq) {
+        let Some(set) = self.set(tag) else { return };
+        for entry in set.iter_mut().flatten().filter(|e| e.tag == tag) {
+            if let Ok(urgent) = u16::try_from(distance(entry.isn, at)) {
+                entry.urgent = urgent;
+            }
+        }
+    }
+
     /// The SYN in whose window `seq` lies, the one just before it by preference; it is taken out.
-    pub(super) fn take(&mut self, tag: u64, seq: Seq, window: u32, now: Timestamp) -> Option<Seq> {
+    pub(super) fn take(
+        &mut self,
+        tag: u64,
+        seq: Seq,
+        window: u32,
+        now: Timestamp,
+    ) -> Option<Opening> {
         let max_age = self.max_age;
         let window = i64::from(window);
         let slot = self
@@ -97,7 +124,10 @@ impl IsnCache {
             // The one just before the segment, by preference.
             .min_by_key(|(off, _)| *off)?
             .1;
-        slot.take().map(|e| e.isn)
+        slot.take().map(|e| Opening {
+            isn: e.isn,
+            urgent: (e.urgent > 0).then(|| advance(e.isn, u64::from(e.urgent))),
+        })
     }
 }
 
@@ -111,25 +141,40 @@ mod tests {
         IsnCache::new(64, Duration::from_secs(120))
     }
 
+    fn taken(cache: &mut IsnCache, tag: u64, seq: u32, now: Timestamp) -> Option<Seq> {
+        cache.take(tag, Seq(seq), WINDOW, now).map(|o| o.isn)
+    }
+
+    #[test]
+    fn an_urgent_byte_that_was_announced_is_found_with_the_syn() {
+        let mut cache = cache();
+        cache.insert(9, Seq(u32::MAX), Timestamp(1));
+        cache.note_urgent(9, Seq(4));
+        cache.note_urgent(8, Seq(5));
+        cache.insert(9, Seq(u32::MAX), Timestamp(2)); // the SYN again
+        let opening = Opening {
+            isn: Seq(u32::MAX),
+            urgent: Some(Seq(4)),
+        };
+        assert_eq!(cache.take(9, Seq(0), WINDOW, Timestamp(2)), Some(opening));
+    }
+
     #[test]
     fn a_syn_is_found_by_any_byte_of_its_window_and_only_once() {
         let mut cache = cache();
         cache.insert(9, Seq(u32::MAX), Timestamp(1));
         assert_eq!(
-            cache.take(9, Seq(u32::MAX - 1), WINDOW, Timestamp(2)),
+            taken(&mut cache, 9, u32::MAX - 1, Timestamp(2)),
             None,
             "a byte before the SYN"
         );
         assert_eq!(
-            cache.take(8, Seq(0), WINDOW, Timestamp(2)),
+            taken(&mut cache, 8, 0, Timestamp(2)),
             None,
             "another direction"
         );
-        assert_eq!(
-            cache.take(9, Seq(500), WINDOW, Timestamp(2)),
-            Some(Seq(u32::MAX))
-        );
-        assert_eq!(cache.take(9, Seq(500), WINDOW, Timestamp(2)), None);
+        assert_eq!(taken(&mut cache, 9, 500, Timestamp(2)), Some(Seq(u32::MAX)));
+        assert_eq!(taken(&mut cache, 9, 500, Timestamp(2)), None);
     }
 
     #[test]
@@ -143,10 +188,7 @@ mod tests {
             };
             cache.insert(9, Seq(first), Timestamp(1));
             cache.insert(9, Seq(second), Timestamp(2));
-            assert_eq!(
-                cache.take(9, Seq(1001), WINDOW, Timestamp(2)),
-                Some(Seq(1000))
-            );
+            assert_eq!(taken(&mut cache, 9, 1001, Timestamp(2)), Some(Seq(1000)));
         }
     }
 
@@ -157,9 +199,9 @@ mod tests {
             cache.insert(n, Seq(1), Timestamp(n));
         }
         assert_eq!(cache.sets.len() * WAYS, 64);
-        assert_eq!(cache.take(0, Seq(2), WINDOW, Timestamp(100_000)), None);
+        assert_eq!(taken(&mut cache, 0, 2, Timestamp(100_000)), None);
         assert_eq!(
-            cache.take(99_999, Seq(2), WINDOW, Timestamp(100_000)),
+            taken(&mut cache, 99_999, 2, Timestamp(100_000)),
             Some(Seq(1))
         );
     }
@@ -169,7 +211,7 @@ mod tests {
         let mut cache = cache();
         cache.insert(9, Seq(1), Timestamp(0));
         assert_eq!(
-            cache.take(9, Seq(2), WINDOW, Timestamp(0) + Duration::from_secs(121)),
+            taken(&mut cache, 9, 2, Timestamp(0) + Duration::from_secs(121)),
             None
         );
     }

@@ -47,8 +47,19 @@
 //! [`StreamOptions::gap_after`], nothing is held longer than that while its sender makes no progress, and a full table
 //! empties itself. Each byte that was shed or refused is in [`Stats::shed_bytes`].
 //!
-//! **Late and disagreeing copies.** Two held copies are compared byte by byte. Bytes already handed to the sink are not
-//! kept (0 bytes are retained), so a later copy of them is a duplicate, whatever it says.
+//! # Copies that disagree
+//!
+//! Two held copies are compared byte by byte. Of bytes that were handed on, 0 are kept here: a late copy is compared
+//! with what the sink still holds of an unfinished request ([`Sink::compare`]), which is then marked, and with the keyed
+//! hashes of the last four segments, where it covers one of them. So a copy of a request that is gone, cut at other
+//! bounds than the first one, is not compared. Each that disagrees is in [`Stats::late_conflicts`].
+//!
+//! Of **urgent data** every byte stays in line. Receivers take the urgent byte out of the stream unless they ask for it
+//! (`SO_OOBINLINE`), so the chunk that has it is marked as conflicting. **Data on a SYN** waits until the client shows
+//! whether the server took it (see `direction/syn.rs`).
+//!
+//! TCP options change nothing: a segment that a server would drop for its time stamp (PAWS, RFC 7323 §5) or for its MD5
+//! signature (RFC 2385) is taken; if it disagrees with the true one, that is a conflict as any other.
 //!
 //! **The hash** over addresses and ports is std's SipHash-1-3 with a random key per process: 10 ns slower a packet than
 //! foldhash, but an outsider chooses half of the key of every flow, and only SipHash claims to withstand that. Nothing
@@ -122,7 +133,7 @@ pub enum Chunk<'a> {
         ts: Timestamp,
         /// `bytes` begins where a captured segment began (only there may a lost framing be found again).
         segment_start: bool,
-        /// Copies of these bytes disagreed.
+        /// Copies of these bytes disagreed, or the receiver may have taken one of them out of the stream (urgent data).
         conflict: bool,
     },
     /// Bytes that will never come. Nothing is spliced across it. Neighbouring holes may be told one by one.
@@ -144,8 +155,24 @@ pub enum Interest {
     Opaque(PacketOutcome),
 }
 
+/// What became of comparing a late copy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// Bytes of the copy whose first copy is still held.
+    pub held: u64,
+    /// Bytes among them that disagree.
+    pub conflicting: u64,
+}
+
 /// The stage behind: takes the bytes.
 pub trait Sink {
+    /// A later copy of bytes that were given has come; it ends `behind` bytes before the next byte of the direction.
+    /// Whoever still holds the first copy compares them. As it stands here, nothing is held.
+    fn compare(&mut self, dir: DirectionId, behind: u64, copy: &[u8]) -> Compared {
+        let _ = (dir, behind, copy);
+        Compared::default()
+    }
+
     /// Called in stream order. Says whether the direction's further bytes are wanted (of no meaning after
     /// [`Chunk::Closed`]).
     fn chunk(&mut self, dir: DirectionId, ends: &Endpoints, chunk: Chunk<'_>) -> Interest;

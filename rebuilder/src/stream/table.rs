@@ -31,8 +31,10 @@ pub struct Stats {
     pub gap_bytes: u64,
     /// Bytes shed or refused because a cap was reached.
     pub shed_bytes: u64,
-    /// Bytes on which two held copies disagreed.
+    /// Bytes on which two copies disagreed, as far as both were there to be compared.
     pub conflicting_bytes: u64,
+    /// Late copies that disagreed with bytes that had been handed on.
+    pub late_conflicts: u64,
     /// Flows closed because the table was full.
     pub evicted_flows: u64,
     /// Packets whose time was more than an hour ahead of flow time.
@@ -43,6 +45,8 @@ pub struct Stats {
 pub struct Streams {
     opts: StreamOptions,
     hasher: RandomState,
+    /// For what was handed on. It need not withstand somebody who sees hashes, for nobody does.
+    content: foldhash::fast::RandomState,
     flows: Flows,
     /// Nothing happens by time alone before this.
     next_due: Timestamp,
@@ -61,6 +65,7 @@ impl Streams {
         Self {
             flows: Flows::new(hasher.clone(), opts.total_cap / 2, opts.max_flows),
             hasher,
+            content: foldhash::fast::RandomState::default(),
             next_due: Timestamp::INFINITY,
             clock: FlowClock::default(),
             isns: IsnCache::new(opts.isn_entries, opts.idle),
@@ -105,6 +110,11 @@ impl Streams {
             self.isns.insert(tag, seg.seq, now);
         }
         if seg.payload.is_empty() {
+            if seg.flags.contains(TcpFlags::URG) {
+                let tag = self.tag(key, side);
+                let at = advance(seg.seq, u64::from(seg.urgent.max(1)) - 1);
+                self.isns.note_urgent(tag, at);
+            }
             return PacketOutcome::Control;
         }
         // As a rule the client has the higher port. Where it has not, it is charged to whom it talks to, and only such
@@ -144,10 +154,10 @@ impl Streams {
         let Some(direction) = flow.largest().filter(|_| largest > own) else {
             return false;
         };
-        direction.give_way(need, &mut env, sink);
+        let freed = direction.give_way(need, &mut env, sink);
         self.flows.settle(victim, &mut self.budget);
         self.rearm(victim);
-        true
+        freed
     }
 
     fn push_known(
@@ -172,11 +182,11 @@ impl Streams {
         }
         if seg.flags.contains(TcpFlags::ACK) {
             for generation in &mut flow.other(side).generations {
-                generation.note_ack(seg.ack, &env);
+                generation.note_ack(seg.ack, &mut env, sink);
             }
-            if seg.payload.is_empty() {
-                flow.half(side).note_bare_ack(seg.seq, seg.ack, env.opts);
-            }
+        }
+        if seg.payload.is_empty() && tag.is_none() {
+            flow.half(side).note_bare(seg, &mut env, sink);
         }
         if let Some(tag) = tag {
             let mut own = false;
@@ -225,6 +235,8 @@ impl Streams {
             payload: seg.payload,
             cut: seg.cut,
             fin: seg.flags.contains(TcpFlags::FIN),
+            syn,
+            urgent: seg.flags.contains(TcpFlags::URG).then_some(seg.urgent),
             ack: seg.flags.contains(TcpFlags::ACK).then_some(seg.ack),
             ts: seg.ts,
         };
@@ -242,8 +254,8 @@ impl Streams {
         };
         let (now, window) = (env.now, env.opts.window);
         let tag = self.tag(key, side);
-        let isn = self.isns.take(tag, part.seq, window, now);
-        let opens = isn.is_some()
+        let opening = self.isns.take(tag, part.seq, window, now);
+        let opens = opening.is_some()
             || (!part.payload.is_empty()
                 && match place {
                     Place::Free => true,
@@ -267,8 +279,8 @@ impl Streams {
             let old = flow.half(side).generations.remove(evict);
             old.close(End::Idle, &mut env, sink);
         }
-        let generation = match isn {
-            Some(isn) => Direction::from_syn(id, ends, isn, &mut env, sink),
+        let generation = match opening {
+            Some(opening) => Direction::from_syn(id, ends, opening, &mut env, sink),
             None => Direction::midstream(id, ends, part.seq, &mut env),
         };
         let half = flow.half(side);
@@ -367,6 +379,7 @@ impl Streams {
                 opts: &self.opts,
                 budget: &mut self.budget,
                 stats: &mut self.stats,
+                hasher: &self.content,
             };
             generation.close(end, &mut env, sink);
         }
@@ -430,6 +443,7 @@ impl Streams {
             opts: &self.opts,
             budget: &mut self.budget,
             stats: &mut self.stats,
+            hasher: &self.content,
         };
         Some((flow, env))
     }

@@ -51,6 +51,7 @@ metrics! {
         ShedBytes => "shed_bytes", "Captured bytes thrown away because a flow or the whole table had reached its byte cap, or because they lay alone far ahead of a stream that went on without them.";
         LostFragmentBytes => "lost_fragment_bytes", "Captured bytes of IP fragments that were held or refused and never became part of a packet: pieces were missing, contradicted each other, or the cap was reached.";
         ConflictBytes => "conflict_bytes", "Bytes that disagreed with bytes that had been captured at the same place; see the flag `ambiguous`.";
+        LateConflicts => "late_conflicts", "Late copies that disagreed with bytes that had been handed on; the request is `ambiguous` unless it was complete.";
         EvictedFlows => "evicted_flows", "Connections closed early because the flow table was full.";
         TimeJumps => "time_jumps", "Packet time stamps more than an hour ahead of flow time, which were not followed.";
         IncompleteHeads => "incomplete_heads", "Requests given up inside their head, because of a hole, the end of the stream or a cap; there is nothing to forward.";

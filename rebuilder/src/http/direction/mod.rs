@@ -13,7 +13,7 @@ use super::head::HeadScan;
 use super::open::{Building, Open};
 use super::search::{Origin, Search};
 use super::{Flags, Request};
-use crate::stream::{End, Interest};
+use crate::stream::{Compared, End, Interest};
 use crate::telemetry::PacketOutcome;
 
 /// A request whose body is being read.
@@ -96,6 +96,33 @@ impl Direction {
             State::Skip(rest) => rest.held(),
             State::Search { search, .. } => search.held(),
             State::Opaque(_) => 0,
+        }
+    }
+
+    /// Compares a late copy, which ends `behind` bytes before the next byte, with what is held of a request.
+    pub(super) fn compare(&mut self, behind: u64, copy: &[u8]) -> Compared {
+        let building = match &mut self.state {
+            State::Preamble(building) | State::Head(building, _) => building,
+            State::Body(body) => &mut body.open.building,
+            State::Skip(_) | State::Search { .. } | State::Opaque(_) => return Compared::default(),
+        };
+        // What is held ends with the last byte that was given.
+        let end = usize::try_from(behind)
+            .ok()
+            .and_then(|behind| building.raw.len().checked_sub(behind))
+            .unwrap_or(0);
+        let held = copy.len().min(end);
+        let ours = building.raw.get(end - held..end).unwrap_or_default();
+        let theirs = copy.get(copy.len() - held..).unwrap_or_default();
+        let conflicting = if ours == theirs {
+            0
+        } else {
+            building.flags |= Flags::AMBIGUOUS;
+            ours.iter().zip(theirs).filter(|(a, b)| a != b).count() as u64
+        };
+        Compared {
+            held: held as u64,
+            conflicting,
         }
     }
 

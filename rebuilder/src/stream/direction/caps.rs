@@ -1,7 +1,7 @@
 //! What a direction sheds when it, its sender or the table has reached a cap.
 
 use super::super::Sink;
-use super::super::held::{MARK_BYTES, RUN_OVERHEAD};
+use super::super::held::{MARK_BYTES, RUN_BYTES, RUN_OVERHEAD};
 use super::super::offset::StreamOffset;
 use super::{Direction, Env, Part};
 
@@ -29,14 +29,14 @@ impl Direction {
 
     /// Tells the budget what is held now.
     pub(super) fn settle(&mut self, env: &mut Env<'_>) {
-        let cost = self.held.cost();
+        let cost = self.cost();
         env.budget.change(self.source, self.charged, cost);
         self.charged = cost;
     }
 
     /// How many bytes over a cap `more` would be.
-    fn excess(&self, more: usize, env: &Env<'_>) -> usize {
-        let cost = self.held.cost().saturating_add(more);
+    pub(super) fn excess(&self, more: usize, env: &Env<'_>) -> usize {
+        let cost = self.cost().saturating_add(more);
         cost.saturating_sub(env.opts.flow_cap)
             .max(env.budget.excess(self.source, more))
     }
@@ -61,17 +61,23 @@ impl Direction {
         if part.payload.is_empty() || self.opaque.is_some() || !(ahead || self.is_waiting()) {
             return 0;
         }
-        env.budget.over(cost_of(part.payload.len()))
+        // A run that grows, grows by half.
+        env.budget
+            .over(cost_of(part.payload.len()) + self.held.cost().min(RUN_BYTES) / 2)
     }
 
-    /// Frees about `need` bytes for somebody who holds less.
+    /// Frees about `need` bytes for somebody who holds less; `false` where nothing could be freed.
     pub(in crate::stream) fn give_way(
         &mut self,
         need: usize,
         env: &mut Env<'_>,
         sink: &mut impl Sink,
-    ) {
-        if self.is_waiting() {
+    ) -> bool {
+        let waited = self.is_waiting();
+        let before = self.charged;
+        if self.syn_data.is_some() {
+            self.release_syn_data(env, sink);
+        } else if waited {
             self.open_midstream(env, sink);
         } else if let Some(first) = self.held.first()
             && first.cut.is_some()
@@ -84,6 +90,7 @@ impl Direction {
         }
         self.settle(env);
         self.refresh_hole();
+        self.charged < before || waited
     }
 
     /// Whether a segment at `from` is the farthest ahead and exceeds a cap: then it is refused without a copy.
@@ -129,7 +136,7 @@ impl Direction {
 
     /// How many bytes must go: none where no more is held than `before`.
     fn over_cap(&self, before: usize, env: &Env<'_>) -> usize {
-        let more = self.held.cost().saturating_sub(before);
+        let more = self.cost().saturating_sub(before);
         self.excess(0, env).min(more)
     }
 

@@ -101,6 +101,7 @@ impl Direction {
         if self.is_waiting() {
             self.open_midstream(env, sink);
         }
+        self.release_syn_data(env, sink);
         if self.fin.is_some_and(|(fin, _)| fin < self.high) {
             self.drop_stray(env);
         }

@@ -15,7 +15,15 @@ const STRAY_REACH: u64 = 1 << 20;
 
 impl Direction {
     /// Takes an acknowledgement of the other side.
-    pub(in crate::stream) fn note_ack(&mut self, ack: Seq, env: &Env<'_>) {
+    pub(in crate::stream) fn note_ack(
+        &mut self,
+        ack: Seq,
+        env: &mut Env<'_>,
+        sink: &mut impl Sink,
+    ) {
+        if self.syn_data.is_some() {
+            self.note_taken(ack, env, sink);
+        }
         // In order and with nothing to wait for, acknowledgements tell nothing that will be asked.
         if self.opaque.is_some() || self.reach(ack, 0, env.opts.window).is_none() {
             return;

@@ -106,16 +106,6 @@ fn sequence_numbers_wrap() {
 }
 
 #[test]
-fn a_syn_may_carry_data() {
-    let mut lab = Lab::new();
-    assert_eq!(lab.push(&seg(99, b"ab").syn()), PacketOutcome::Stream);
-    assert_eq!(lab.push(&seg(102, b"cd")), PacketOutcome::Stream);
-    assert_eq!(lab.push(&seg(99, b"ab").syn()), PacketOutcome::Duplicate);
-    assert_eq!(lab.log()[0], Event::Open { midstream: false });
-    assert_eq!(lab.text(), "abcd");
-}
-
-#[test]
 fn a_syn_or_a_bare_ack_or_a_fin_alone_makes_no_flow() {
     let mut lab = Lab::new();
     for s in [

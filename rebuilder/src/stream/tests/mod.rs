@@ -13,8 +13,10 @@ mod caps;
 mod delivery;
 mod ending;
 mod gaps;
+mod late;
 mod overlap;
 mod property;
+mod syn;
 
 pub(super) const MS: u64 = 1_000_000;
 pub(super) const SECOND: u64 = 1000 * MS;
@@ -126,6 +128,7 @@ pub(super) struct Seg {
     pub(super) seq: u32,
     pub(super) ack: Option<u32>,
     pub(super) flags: TcpFlags,
+    pub(super) urgent: u16,
     pub(super) payload: Vec<u8>,
     pub(super) cut: u32,
     pub(super) vni: Option<u32>,
@@ -139,6 +142,7 @@ pub(super) fn seg(seq: u32, payload: &[u8]) -> Seg {
         seq,
         ack: None,
         flags: TcpFlags::ACK,
+        urgent: 0,
         payload: payload.to_vec(),
         cut: 0,
         vni: None,
@@ -172,6 +176,11 @@ impl Seg {
         self.ack = Some(ack);
         self
     }
+    pub(super) fn urgent(mut self, pointer: u16) -> Self {
+        self.flags |= TcpFlags::URG;
+        self.urgent = pointer;
+        self
+    }
     pub(super) fn cut(mut self, cut: u32) -> Self {
         self.cut = cut;
         self
@@ -183,6 +192,26 @@ impl Seg {
     pub(super) fn src(mut self, src: &str) -> Self {
         self.src = src.parse().unwrap();
         self
+    }
+}
+
+/// The segment at a time.
+pub(super) fn segment(s: &Seg, now: u64) -> Segment<'_> {
+    Segment {
+        ts: Timestamp(now),
+        vni: s.vni.map(Vni),
+        src: s.src,
+        dst: s.dst,
+        seq: Seq(s.seq),
+        ack: Seq(s.ack.unwrap_or(0)),
+        flags: if s.ack.is_some() {
+            s.flags | TcpFlags::ACK
+        } else {
+            s.flags - TcpFlags::ACK
+        },
+        urgent: s.urgent,
+        payload: &s.payload,
+        cut: s.cut,
     }
 }
 
@@ -214,21 +243,7 @@ impl Lab {
     }
 
     pub(super) fn push_unchecked(&mut self, s: &Seg) -> PacketOutcome {
-        let segment = Segment {
-            ts: Timestamp(self.now),
-            vni: s.vni.map(Vni),
-            src: s.src,
-            dst: s.dst,
-            seq: Seq(s.seq),
-            ack: Seq(s.ack.unwrap_or(0)),
-            flags: if s.ack.is_some() {
-                s.flags | TcpFlags::ACK
-            } else {
-                s.flags - TcpFlags::ACK
-            },
-            payload: &s.payload,
-            cut: s.cut,
-        };
+        let segment = segment(s, self.now);
         self.streams.push(&segment, &mut self.sink)
     }
 

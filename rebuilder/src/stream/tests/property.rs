@@ -433,6 +433,7 @@ fn many_segments_stay_within_memory_and_time() {
             seq: Seq(seq),
             ack: Seq(0),
             flags: TcpFlags::ACK,
+            urgent: 0,
             payload: &payload,
             cut: 0,
         };
