@@ -175,7 +175,7 @@ impl HeadScan {
         if empty > MAX_EMPTY {
             return Scan::Reject(Reject::Flood);
         }
-        let longer = |end: usize| end.saturating_sub(self.line_start) > max_head;
+        let longer = |end: usize| end.saturating_sub(empty) > max_head;
         match found {
             Scan::More if longer(data.len()) => Scan::Reject(self.too_long(max_head)),
             Scan::Complete(end) if longer(end) => Scan::Reject(self.too_long(max_head)),

@@ -240,6 +240,17 @@ fn no_number_of_empty_lines_hides_the_request_behind_them() {
             assert_eq!(outcome.counters.skipped_bytes, (2 * lines - kept) as u64);
         }
     }
+    // However short a head may be.
+    let short = HttpOptions {
+        max_head: 60,
+        ..HttpOptions::default()
+    };
+    for size in [1, 70, 1000] {
+        let text = format!("{}{get}", "\r\n".repeat(100));
+        let events: Vec<Event> = text.as_bytes().chunks(size).map(seg).collect();
+        let outcome = run_with(short.clone(), false, &events, End::Fin);
+        assert_eq!(outcome.only().line_start, 200, "in pieces of {size}");
+    }
     // Neither do bare line feeds, nor a head of the greatest length behind them, nor a CONNECT before.
     let long = format!("GET /a HTTP/1.1\r\nA: {}\r\n\r\n", "x".repeat(131_072 - 24));
     let outcome = one(format!("{}{long}", "\n".repeat(9000)));
