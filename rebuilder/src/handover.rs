@@ -45,6 +45,7 @@ struct Handed {
     seq: Seq,
     ack: Seq,
     flags: TcpFlags,
+    urgent: u16,
     cut: u32,
     payload: Box<[u8]>,
 }
@@ -84,6 +85,7 @@ impl Inbox {
                 seq: handed.seq,
                 ack: handed.ack,
                 flags: handed.flags,
+                urgent: handed.urgent,
                 payload: &handed.payload,
                 cut: handed.cut,
             });
@@ -157,6 +159,7 @@ impl Handover {
             seq: segment.seq,
             ack: segment.ack,
             flags: segment.flags,
+            urgent: segment.urgent,
             cut: segment.cut,
             payload: segment.payload.into(),
         });
