@@ -10,6 +10,7 @@ fn segment<'a>(src: &str, dst: &str, payload: &'a [u8]) -> Segment<'a> {
         ack: Seq(2),
         urgent: 0,
         flags: TcpFlags::ACK,
+        urgent: 0,
         payload,
         cut: 3,
     }
