@@ -1,5 +1,6 @@
 //! Tests of the extraction as a whole: chunks in, requests out.
 
+mod chunks;
 mod client;
 mod damage;
 mod framing;
