@@ -1,6 +1,7 @@
 //! One connection: its socket, what is on it, and what it has to do next.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::ForwardOptions;
@@ -20,6 +21,7 @@ const WRITE_BYTES_MAX: usize = 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) transport: Transport,
+    pub(super) address: SocketAddr,
     pub(super) lane: Lane,
     /// Set where it carries one request and no other.
     pub(super) alone: Option<Alone>,
@@ -60,9 +62,10 @@ pub(super) enum Shut {
 
 impl Connection {
     /// One that is being opened.
-    pub(super) fn new(transport: Transport, now: Instant) -> Self {
+    pub(super) fn new(transport: Transport, address: SocketAddr, now: Instant) -> Self {
         Self {
             transport,
+            address,
             lane: Lane::new(now),
             alone: None,
             established: false,

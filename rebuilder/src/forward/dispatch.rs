@@ -259,7 +259,8 @@ impl Forwarder {
     }
 
     fn open(&mut self, slot: usize, now: Instant) -> io::Result<Connection> {
-        let Some(address) = self.options.addresses.pick(self.turn) else {
+        let candidates = self.options.addresses.from(self.turn);
+        let Some(address) = self.shunned.pick(candidates, now) else {
             return Err(io::Error::new(
                 io::ErrorKind::AddrNotAvailable,
                 "no address of it is known",
@@ -267,7 +268,12 @@ impl Forwarder {
         };
         self.turn = self.turn.wrapping_add(1);
         let registry = self.poll.registry();
-        let transport = Transport::open(address, self.tls.as_ref(), registry, Token(slot))?;
-        Ok(Connection::new(transport, now))
+        match Transport::open(address, self.tls.as_ref(), registry, Token(slot)) {
+            Ok(transport) => Ok(Connection::new(transport, address, now)),
+            Err(error) => {
+                self.shunned.failed(address, now);
+                Err(error)
+            }
+        }
     }
 }

@@ -19,6 +19,7 @@ mod lane;
 mod pool;
 mod queue;
 pub mod sharing;
+mod shunned;
 mod spoof;
 mod target;
 mod tls;

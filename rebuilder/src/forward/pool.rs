@@ -15,6 +15,7 @@ use super::connection::Connection;
 use super::dispatch::{OnConnections, Places};
 use super::lane::Broken;
 use super::queue::{Full, Item, Line, PerSource, Queue, Source};
+use super::shunned::Shunned;
 use super::tls::Connector;
 use super::{ForwardError, ForwardOptions};
 use crate::http::Request;
@@ -44,6 +45,7 @@ pub struct Forwarder {
     pub(super) on_connections: OnConnections,
     /// Which address the next connection takes.
     pub(super) turn: usize,
+    pub(super) shunned: Shunned,
     /// Whether the analyser can be reached at all.
     pub(super) reach: Backoff,
     /// Whether shared connections get any answer.
@@ -110,6 +112,7 @@ impl Forwarder {
             places,
             on_connections: OnConnections::default(),
             turn: random_turn(),
+            shunned: Shunned::default(),
             reach: Backoff::new(0, options.backoff_max),
             serve: Backoff::new(2, options.backoff_max),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
@@ -299,6 +302,7 @@ impl Forwarder {
                     connection.lane.restart(now);
                     self.counters.add(Counter::Connects, 1);
                     self.reach.reset();
+                    self.shunned.worked(connection.address);
                 }
                 Ok(false) => {
                     connection.readable = false;
@@ -359,6 +363,7 @@ impl Forwarder {
         let line = connection.line();
         let Connection {
             transport,
+            address,
             lane,
             alone,
             ..
@@ -372,6 +377,7 @@ impl Forwarder {
         }
         tracing::trace!(%end, requests = lane.len(), "connection to the analyser ended");
         if let End::Unreachable(error) = end {
+            self.shunned.failed(address, now);
             self.unreachable(error, now);
         }
         // Also one that carried nothing: who closes whatever connects to it is not asked again at once.

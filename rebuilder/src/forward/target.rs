@@ -126,7 +126,7 @@ impl FromStr for Target {
 /// The analyser's current addresses: written by whoever resolves the name again, read when a connection is opened.
 #[derive(Debug, Default)]
 pub struct Addresses {
-    // Held for the copy of one address, a few times a second at most.
+    // Held for the copy of a few addresses, when a connection is opened.
     list: Mutex<Vec<SocketAddr>>,
 }
 
@@ -146,11 +146,18 @@ impl Addresses {
         }
     }
 
-    /// The `turn`-th, round and round.
+    /// All of them from the `turn`-th on, round and round.
     #[must_use]
-    pub fn pick(&self, turn: usize) -> Option<SocketAddr> {
-        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        list.get(turn.checked_rem(list.len())?).copied()
+    pub fn from(&self, turn: usize) -> Vec<SocketAddr> {
+        let mut list = self
+            .list
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        if let Some(first) = turn.checked_rem(list.len()) {
+            list.rotate_left(first);
+        }
+        list
     }
 }
 
@@ -206,13 +213,13 @@ mod tests {
         let a: SocketAddr = "10.0.0.1:80".parse().unwrap();
         let b: SocketAddr = "10.0.0.2:80".parse().unwrap();
         let addresses = Addresses::new(vec![a, b]);
-        assert_eq!(addresses.pick(0), Some(a));
-        assert_eq!(addresses.pick(1), Some(b));
-        assert_eq!(addresses.pick(usize::MAX), Some(b));
+        assert_eq!(addresses.from(0), [a, b]);
+        assert_eq!(addresses.from(1), [b, a]);
+        assert_eq!(addresses.from(usize::MAX), [b, a]);
         addresses.set(Vec::new());
-        assert_eq!(addresses.pick(2), Some(a));
+        assert_eq!(addresses.from(2), [a, b]);
         addresses.set(vec![b]);
-        assert_eq!(addresses.pick(2), Some(b));
-        assert_eq!(Addresses::default().pick(7), None);
+        assert_eq!(addresses.from(2), [b]);
+        assert_eq!(Addresses::default().from(7), []);
     }
 }

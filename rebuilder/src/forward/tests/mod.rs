@@ -177,17 +177,20 @@ fn from(source: [u8; 4], mut request: Request) -> Request {
 /// A forwarder with its counters, checked after each step.
 struct Worker {
     forwarder: Forwarder,
+    addresses: Arc<Addresses>,
     counters: Arc<WorkerCounters>,
 }
 
 impl Worker {
     fn new(at: SocketAddr, options: ForwardOptions) -> Self {
         let counters = Arc::new(WorkerCounters::default());
+        let addresses = Arc::new(Addresses::new(vec![at]));
         let options = ForwardOptions {
-            addresses: Arc::new(Addresses::new(vec![at])),
+            addresses: Arc::clone(&addresses),
             ..options
         };
         Self {
+            addresses,
             forwarder: Forwarder::new(options, Arc::clone(&counters)).unwrap(),
             counters,
         }

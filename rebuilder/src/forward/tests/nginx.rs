@@ -237,6 +237,57 @@ fn what_nginx_finds_malformed_is_delivered_in_quarantine_and_counted_4xx() {
 }
 
 #[test]
+fn a_body_that_was_cut_is_whole_for_nginx_and_nobody_behind_it_waits() {
+    let Some(nginx) = Nginx::start("", "") else {
+        return;
+    };
+    let mut worker = Worker::new(
+        nginx.address(),
+        ForwardOptions {
+            connections: 1,
+            ..ForwardOptions::default()
+        },
+    );
+    let mut lines = submit_mixed(&mut worker, 0, 20);
+    for (raw, line) in [
+        (
+            "POST /length HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n0123456789",
+            "POST /length 200 203.0.113.7 [0123456789]",
+        ),
+        (
+            "POST /chunks HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n9\r\nwor",
+            "POST /chunks 200 203.0.113.7 [hello]",
+        ),
+        (
+            "POST /trailer HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Su",
+            "POST /trailer 200 203.0.113.7 [hello]",
+        ),
+        (
+            "POST /none HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST /none 200 203.0.113.7 []",
+        ),
+    ] {
+        // The capture ends inside the body.
+        let cut = extracted(raw.as_bytes(), End::Eof);
+        assert_eq!(cut.len(), 1, "{raw}");
+        assert!(cut[0].flags.contains(Flags::TRUNCATED), "{raw}");
+        worker.submit(&cut[0]);
+        lines.push(line.to_owned());
+    }
+    lines.extend(submit_mixed(&mut worker, 20, 20));
+    worker.run_idle(5);
+    assert_eq!(worker.outcomes(), [(Delivered2xx, 44)]);
+    assert_eq!(worker.count(Counter::Resent), 0);
+    assert_eq!(
+        worker.count(Counter::Connects),
+        1,
+        "they shared one connection"
+    );
+    lines.sort();
+    assert_eq!(nginx.log(), lines);
+}
+
+#[test]
 fn an_analyser_killed_and_restarted_loses_nothing() {
     let Some(mut nginx) = Nginx::start("", "") else {
         return;

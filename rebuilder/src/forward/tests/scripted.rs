@@ -222,6 +222,7 @@ fn no_address_counts_as_away_until_one_is_set() {
     let forwarder = Forwarder::new(options, Arc::clone(&counters)).unwrap();
     let mut worker = Worker {
         forwarder,
+        addresses,
         counters,
     };
     worker.submit(&get("/"));
@@ -229,7 +230,7 @@ fn no_address_counts_as_away_until_one_is_set() {
         worker.step();
     }
     assert_eq!(worker.forwarder.in_flight(), 1);
-    addresses.set(vec![peer.address]);
+    worker.addresses.set(vec![peer.address]);
     worker.run_idle(3);
     assert_eq!(worker.outcomes(), [(Delivered2xx, 1)]);
 }
@@ -306,4 +307,51 @@ fn what_is_not_answered_when_draining_ends_is_counted() {
     assert!(worker.forwarder.idle());
     assert_eq!(worker.outcomes(), [(Delivered2xx, 1), (DrainTimeout, 199)]);
     assert_eq!(worker.forwarder.inflight_bytes(), 0);
+}
+
+#[test]
+fn a_dead_address_beside_a_living_one_is_not_tried_again_and_again() {
+    let peer = Peer::new(|stream, _| answer_all(stream));
+    // A port that nobody listens on: bound once, then let go.
+    let dead = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let mut worker = Worker::new(peer.address, ForwardOptions::default());
+    worker.addresses.set(vec![dead, peer.address]);
+    for i in 0..100 {
+        worker.submit(&disputed(&format!("/{i}")));
+        worker.submit(&get(&format!("/{i}")));
+    }
+    let begun = Instant::now();
+    worker.run_idle(5);
+    assert_eq!(worker.outcomes(), [(Delivered2xx, 200)]);
+    // As many as were under way at once.
+    assert!(worker.count(Counter::ConnectFailures) <= 20);
+    assert!(begun.elapsed() < Duration::from_secs(2));
+}
+
+#[test]
+fn an_address_that_is_added_later_gets_work_when_connections_are_replaced() {
+    let [old, new] = [(), ()].map(|()| Peer::new(|stream, _| answer_all(stream)));
+    let mut worker = Worker::new(
+        old.address,
+        ForwardOptions {
+            connection_age: Duration::from_millis(100),
+            ..ForwardOptions::default()
+        },
+    );
+    worker.submit(&get("/"));
+    worker.run_idle(5);
+    worker.addresses.set(vec![old.address, new.address]);
+    // A trickle that one connection would carry for ever.
+    let end = Instant::now() + Duration::from_secs(5);
+    while new.connections() == 0 && Instant::now() < end {
+        worker.submit(&get("/"));
+        worker.run_idle(5);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(new.connections() > 0);
+    let ended: u64 = worker.outcomes().iter().map(|&(_, n)| n).sum();
+    assert_eq!(worker.of(Delivered2xx), ended);
 }
