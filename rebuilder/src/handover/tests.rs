@@ -8,7 +8,6 @@ fn segment<'a>(src: &str, dst: &str, payload: &'a [u8]) -> Segment<'a> {
         dst: dst.parse().unwrap(),
         seq: Seq(1),
         ack: Seq(2),
-        urgent: 0,
         flags: TcpFlags::ACK,
         urgent: 0,
         payload,
