@@ -5,6 +5,7 @@ mod fragments;
 mod kernel;
 mod lax;
 mod outcomes;
+mod tshark;
 
 use etherparse::PacketBuilder;
 

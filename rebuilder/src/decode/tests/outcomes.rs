@@ -34,12 +34,12 @@ fn within(vni: u32, inner: Got) -> Got {
 }
 
 /// `frame` with `bytes` put in at `at`.
-fn insert(frame: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn insert(frame: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
     [&frame[..at], bytes, &frame[at..]].concat()
 }
 
 /// `frame` with the bytes at `at` replaced.
-fn patch(mut frame: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn patch(mut frame: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
     frame[at..at + bytes.len()].copy_from_slice(bytes);
     frame
 }
@@ -258,7 +258,7 @@ fn a_tcp_header_that_lies_or_ends_early_is_bad() {
 }
 
 /// `v6_frame(b"xxxx")` with extension headers of 8 bytes of these kinds.
-fn extended(kinds: &[u8], fragment: u16) -> Vec<u8> {
+pub(super) fn extended(kinds: &[u8], fragment: u16) -> Vec<u8> {
     let mut headers = Vec::new();
     for (n, kind) in kinds.iter().enumerate() {
         let next = kinds.get(n + 1).copied().unwrap_or(6);
@@ -416,7 +416,7 @@ fn a_pod_overlay_inside_a_mirrored_packet_is_opened_and_keeps_the_mirrors_identi
 }
 
 /// A GENEVE header with these options before `inner` (RFC 8926 §3.4): version and length, flags, protocol, VNI.
-fn geneve(protocol: u16, options: &[u8], inner: &[u8]) -> Vec<u8> {
+pub(super) fn geneve(protocol: u16, options: &[u8], inner: &[u8]) -> Vec<u8> {
     let words = u8::try_from(options.len() / 4).unwrap();
     let [p0, p1] = protocol.to_be_bytes();
     let header = [words, 0, p0, p1, 0xaa, 0xbb, 0xcc, 0];
@@ -424,7 +424,7 @@ fn geneve(protocol: u16, options: &[u8], inner: &[u8]) -> Vec<u8> {
 }
 
 /// What a Gateway Load Balancer writes: class 0x0108; endpoint, attachment and flow cookie, 8, 8 and 4 bytes.
-fn gateway_options() -> Vec<u8> {
+pub(super) fn gateway_options() -> Vec<u8> {
     let option = |kind: u8, len: u8| {
         let header = [0x01, 0x08, kind, len / 4];
         [&header[..], &vec![kind; usize::from(len)]].concat()
