@@ -189,6 +189,56 @@ fn every_connection_is_whole_whatever_worker_its_segments_reach() {
     assert!(received.try_recv().is_err(), "a request came twice");
 }
 
+/// RFC 8926 §3.4, with the three options of a Gateway Load Balancer (class 0x0108: endpoint, attachment, flow cookie),
+/// around a mirrored IP packet.
+fn behind_a_gateway(frame: &[u8], cookie: u16) -> Vec<u8> {
+    let mut datagram = vec![8, 0, 0x08, 0x00, 0, 0, 0, 0];
+    datagram.extend([1, 8, 1, 2, 1, 1, 1, 1, 1, 1, 1, 1]);
+    datagram.extend([1, 8, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]);
+    datagram.extend([1, 8, 3, 1, 0, 0]);
+    datagram.extend(cookie.to_be_bytes());
+    datagram.extend(&mirrored(7, frame)[14..]);
+    datagram
+}
+
+#[test]
+fn a_gateway_load_balancers_packets_are_taken_on_its_port() {
+    let (address, received) = analyser();
+    // The port is what tells, so the address must be of this run alone.
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    let listen = format!("127.{}.{b}.{c}:6081", a | 0x40);
+    let arguments = ["--workers", "4", "--listen", &listen, "--vni", "7"];
+    let mut rebuilder = Rebuilder::start(address, &arguments);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut sent = 0;
+    for n in 0..40_u16 {
+        let mut sender = Sender::new(&format!("10.1.0.7:{}", 40_000 + n), "10.0.0.2:80");
+        let request = format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let (first, second) = request.split_at(9);
+        let mut frames = vec![sender.syn(), sender.data(first)];
+        frames.extend(in_fragments(&sender.data(second), n));
+        for frame in &frames {
+            let datagram = behind_a_gateway(frame, n);
+            socket.send_to(&datagram, rebuilder.listen).unwrap();
+            sent += 1;
+        }
+    }
+    let got = (0..40).map(|_| received.recv_timeout(PATIENCE).unwrap());
+    let got: std::collections::BTreeSet<_> = got
+        .map(|request| {
+            assert_eq!(request.field("X-Mirror-Flags"), None, "{}", request.head);
+            request.target().to_owned()
+        })
+        .collect();
+    assert_eq!(got.len(), 40);
+    let begun = Instant::now();
+    while rebuilder.sum("rebuilder_packets_total") != sent {
+        assert!(begun.elapsed() < PATIENCE, "{}", rebuilder.metrics());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(rebuilder.end(), Some(0));
+}
+
 #[test]
 fn what_is_handed_over_while_the_program_ends_is_rebuilt() {
     let (address, received) = analyser();

@@ -26,7 +26,7 @@ pub(crate) const DECODE_OUTCOMES: [&str; 11] = [
     "over_cap",
 ];
 
-const LINKS: [LinkType; 9] = [
+const LINKS: [LinkType; 10] = [
     LinkType::Ethernet,
     LinkType::Null,
     LinkType::Raw,
@@ -36,6 +36,7 @@ const LINKS: [LinkType; 9] = [
     LinkType::LinuxSll2,
     LinkType::Vxlan,
     LinkType::Other(9),
+    LinkType::Geneve,
 ];
 
 /// The first byte chooses: a link type, behind which the frame is all the rest, or a frame that is built of the rest.

@@ -103,15 +103,16 @@ pub(crate) struct Rebuilder {
 
 impl Rebuilder {
     pub(crate) fn start(forward: SocketAddr, more: &[&str]) -> Self {
-        let workers: &[&str] = if more.contains(&"--workers") {
-            &[]
-        } else {
-            &["--workers", "1"]
-        };
+        let given = |flag: &str| more.contains(&flag);
+        let defaults = [
+            ("--workers", "1"),
+            ("--listen", "127.0.0.1:0"),
+            ("--admin", "127.0.0.1:0"),
+        ];
+        let defaults = defaults.into_iter().filter(|(flag, _)| !given(flag));
         let mut child = Command::new(env!("CARGO_BIN_EXE_rebuilder"))
             .args(["run", "--forward", &format!("http://{forward}")])
-            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
-            .args(workers)
+            .args(defaults.flat_map(|(flag, value)| [flag, value]))
             .args(more)
             .env("NO_COLOR", "1")
             .stderr(Stdio::piped())
