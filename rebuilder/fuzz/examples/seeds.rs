@@ -198,7 +198,6 @@ fn main() -> io::Result<()> {
         ("head", HTTP),
         ("proxy", PROXY),
         ("chunked", CHUNKED),
-        ("answer", ANSWERS),
         ("search", SEARCH),
         ("text", TEXTS),
         ("client", CLIENTS),
@@ -209,6 +208,16 @@ fn main() -> io::Result<()> {
     let get = frame(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")?;
     let post = frame(b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nok")?;
     let raw = |link: u8, frame: &[u8]| [&[link][..], frame].concat();
+    // A length in a line that is longer than what is kept of lines.
+    let long = [
+        &b"\0HTTP/1.1 200 OK\r\nContent-Length: "[..],
+        &[b'0'; 600],
+        b"5\r\n\r\nhello",
+    ]
+    .concat();
+    let mut answers = owned(ANSWERS);
+    answers.push(long);
+    write("answer", &answers)?;
     write(
         "frame",
         &[

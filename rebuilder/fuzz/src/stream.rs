@@ -33,6 +33,8 @@ struct Pushed {
     starts: HashSet<(Sender, u32)>,
     /// Where a stream began according to its SYNs.
     syns: HashSet<(Sender, u32)>,
+    /// Where FINs stood.
+    fins: HashSet<(Sender, u32)>,
     /// Payload bytes that the table said it took.
     taken: usize,
 }
@@ -46,6 +48,8 @@ struct Seen {
     /// Bytes delivered or missing so far.
     at: u32,
     closed: bool,
+    /// It is told its end and nothing before that.
+    opaque: bool,
 }
 
 #[derive(Default)]
@@ -103,6 +107,7 @@ impl Sink for Checker {
                 anchors,
                 at: 0,
                 closed: false,
+                opaque: false,
             };
             assert!(
                 self.seen.insert(dir, seen).is_none(),
@@ -145,6 +150,7 @@ impl Sink for Checker {
                     .wrapping_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
                 self.delivered += bytes.len();
                 if self.unwanted.is_some_and(|mark| bytes.contains(&mark)) {
+                    seen.opaque = true;
                     return Interest::Opaque(PacketOutcome::NotHttp);
                 }
             }
@@ -155,7 +161,19 @@ impl Sink for Checker {
                 let len = len as u32;
                 seen.at = seen.at.wrapping_add(len);
             }
-            Chunk::Closed(_) => seen.closed = true,
+            Chunk::Closed(end) => {
+                seen.closed = true;
+                if end == End::Fin && !seen.opaque {
+                    let fins = |anchor: &u32| {
+                        let at = anchor.wrapping_add(seen.at);
+                        pushed.fins.contains(&(seen.sender, at))
+                    };
+                    assert!(
+                        seen.anchors.iter().any(fins),
+                        "{dir:?} ends where no FIN was"
+                    );
+                }
+            }
             Chunk::Open { .. } => {}
         }
         Interest::Wanted
@@ -345,6 +363,11 @@ fn push(streams: &mut Streams, checker: &mut Checker, step: &Step, now: u64) {
         }
         if !step.payload.is_empty() || step.cut > 0 {
             pushed.starts.insert((step.sender, first));
+        }
+        if step.flags.contains(TcpFlags::FIN) {
+            let len = u32::try_from(step.payload.len()).unwrap_or(0);
+            let end = first.wrapping_add(len).wrapping_add(step.cut);
+            pushed.fins.insert((step.sender, end));
         }
         let known = pushed.bytes.entry(step.sender).or_default();
         known.note(first, &vec![step.variant; step.payload.len()]);
