@@ -17,6 +17,7 @@ pub mod client;
 pub mod data_plane;
 pub mod emulator;
 pub mod fabric;
+pub mod inspect;
 pub mod janitor;
 pub mod judge;
 pub mod netns;

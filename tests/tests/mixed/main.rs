@@ -3,10 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod live;
 mod raw;
 mod tools;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +25,7 @@ use lab::rebuilder::{Metrics, Rebuilder, binary, last_figure};
 use lab::verbatim::{Taken, Verbatim};
 use lab::world::{Snapshot, Source, World};
 
+use live::Tcpdump;
 use raw::{Cut, Raw};
 use tools::{Curl, Wrk};
 
@@ -56,6 +59,10 @@ struct Load {
     paced: bool,
     /// A bait every so many segments.
     bait_every: usize,
+    /// How much of each frame is mirrored; all where there is none.
+    packet_length: Option<u32>,
+    /// tcpdump writes what the rebuilder gets.
+    captured: bool,
     /// No segment with heads in it is so long that the mirror cuts it. What a cut head costs besides itself depends on
     /// what shares its segments: the requests behind it, up to the next one that begins a segment.
     whole_heads: bool,
@@ -73,12 +80,16 @@ struct Outcome {
     output: String,
     took: Duration,
     settled: Duration,
+    /// What tcpdump has written.
+    capture: Option<PathBuf>,
+    /// Last, because its directory holds the capture.
+    _plane: DataPlane,
 }
 
 /// A session that mirrors both directions.
-fn both_ways(id: &str, eni: &str) -> Session {
+fn both_ways(id: &str, eni: &str, packet_length: Option<u32>) -> Session {
     let mut session = http_session(id, eni, 1, &[80]);
-    session.packet_length = Some(PACKET_LENGTH);
+    session.packet_length = packet_length;
     session.filter.egress = session
         .filter
         .ingress
@@ -107,12 +118,18 @@ fn run(settings: Settings, load: Load) -> Outcome {
         &[],
     )
     .unwrap();
+    let tcpdump = load
+        .captured
+        .then(|| Tcpdump::start(&plane.rebuilder, plane.vpc.directory()));
     let (ordinary, jumbo) = (instance(1), instance(2));
     let mut one_way = http_session("tms-1", ordinary.primary_eni(), 1, &[80]);
-    one_way.packet_length = Some(PACKET_LENGTH);
+    one_way.packet_length = load.packet_length;
     let snapshot = Snapshot {
         instances: vec![ordinary.clone(), jumbo.clone()],
-        sessions: vec![one_way, both_ways("tms-2", jumbo.primary_eni())],
+        sessions: vec![
+            one_way,
+            both_ways("tms-2", jumbo.primary_eni(), load.packet_length),
+        ],
     };
     let world = World::start(
         &plane.vpc,
@@ -196,6 +213,7 @@ fn run(settings: Settings, load: Load) -> Outcome {
     let (code, output) = rebuilder.drain(Duration::from_secs(40)).unwrap();
     assert_eq!(code, Some(0), "{output}");
     let settled = begun.elapsed();
+    let capture = tcpdump.map(Tcpdump::stop);
     let mut taken = analyser.stop();
     let unlogged = traffic
         .wrks
@@ -210,8 +228,10 @@ fn run(settings: Settings, load: Load) -> Outcome {
         ledger,
         counts,
         output,
+        capture,
         took,
         settled,
+        _plane: plane,
     }
 }
 
@@ -550,6 +570,8 @@ fn twenty_thousand_requests_survive_reordering_and_duplication_byte_for_byte() {
         large: 2,
         paced: false,
         bait_every: 1,
+        packet_length: Some(PACKET_LENGTH),
+        captured: false,
         whole_heads: true,
     };
     let outcome = run(REORDERED_AND_DUPLICATED, load);
@@ -580,6 +602,8 @@ fn copies_are_lost(name: &str, per_mille: u32, paced: bool) {
         large: 1,
         paced,
         bait_every: 4,
+        packet_length: Some(PACKET_LENGTH),
+        captured: false,
         whole_heads: false,
     };
     let settings = Settings {
@@ -624,4 +648,72 @@ fn with_five_percent_of_copies_lost_each_request_is_exact_or_flagged_or_counted(
         return;
     }
     copies_are_lost("5 % lost", 50, false);
+}
+
+/// Runs a small load while tcpdump writes what the rebuilder gets, and gives what run has found, what inspect finds in the
+/// capture, and the capture.
+fn captured(name: &str, settings: Settings, byte_by_byte: usize) -> (live::Requests, Outcome) {
+    let load = Load {
+        requests: 3_000,
+        wrk: 500,
+        curls: 10,
+        curl_posts: 10,
+        pipelines: 10,
+        byte_by_byte,
+        bodies: 8,
+        large: 0,
+        paced: false,
+        bait_every: 1,
+        packet_length: None,
+        captured: true,
+        whole_heads: false,
+    };
+    let outcome = run(settings, load);
+    let verdict = judge(&outcome.sent, &outcome.ledger, &outcome.taken);
+    report(name, &outcome, &verdict);
+    assert_eq!((verdict.fault_count, verdict.exact), (0, verdict.requests));
+    let (file, binary) = (outcome.capture.as_ref().unwrap(), binary().unwrap());
+    let summary = lab::inspect::summary(&binary, file).unwrap();
+    assert_eq!(
+        summary.packets, outcome.counts.handed_on,
+        "void: tcpdump has lost packets"
+    );
+    let (run, inspect) = (
+        live::by_analyser(&outcome.taken),
+        live::by_inspect(&binary, file),
+    );
+    assert_eq!(live::difference(&inspect, &run), Vec::<String>::new());
+    assert_eq!(summary.requests, run.values().sum::<usize>() as u64);
+    (run, outcome)
+}
+
+#[test]
+fn inspect_finds_in_a_capture_of_the_wire_what_run_found_on_it() {
+    let test = "inspect_finds_in_a_capture_of_the_wire_what_run_found_on_it";
+    if lab::skip::no_lab(test) || lab::skip::no_tool(test, "wrk") {
+        return;
+    }
+    captured("captured", REORDERED_AND_DUPLICATED, 5);
+}
+
+/// tshark 4.0 finds request lines in bodies where packets are reordered, and misses some requests that came byte by byte:
+/// so it gets whole frames, in order, and segments of some size.
+#[test]
+fn tshark_finds_in_a_capture_of_the_wire_what_run_found_on_it() {
+    let test = "tshark_finds_in_a_capture_of_the_wire_what_run_found_on_it";
+    if lab::skip::no_lab(test)
+        || lab::skip::no_tool(test, "wrk")
+        || lab::skip::no_tool(test, "tshark")
+    {
+        return;
+    }
+    let in_order = Settings {
+        reorder: 0,
+        duplicate: 0,
+        ..REORDERED_AND_DUPLICATED
+    };
+    let (run, outcome) = captured("captured in order", in_order, 0);
+    let tshark = live::by_tshark(outcome.capture.as_ref().unwrap());
+    println!("  {} requests, {} by tshark", run.len(), tshark.len());
+    assert_eq!(live::difference(&tshark, &run), Vec::<String>::new());
 }
