@@ -154,6 +154,18 @@ impl Rebuilder {
         self.child.wait().unwrap().code()
     }
 
+    /// The most that was ever resident, in bytes (proc_pid_status(5)).
+    pub(crate) fn peak(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<usize>()
+            .unwrap()
+            * 1024
+    }
+
     /// The sum of a counter over its labels.
     pub(crate) fn sum(&self, metric: &str) -> u64 {
         let metrics = self.metrics();
