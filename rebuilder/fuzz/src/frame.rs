@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use etherparse::{LaxSlicedPacket, TransportSlice};
-use rebuilder::decode::{DecodeOptions, Decoder, Segment};
+use rebuilder::decode::{ChecksumPolicy, DecodeOptions, Decoder, Segment, Vni};
 use rebuilder::receive::{Frame, LinkType};
+use rebuilder::telemetry::PacketOutcome;
 use rebuilder::time::Timestamp;
 
 use crate::input::Input;
@@ -43,7 +44,7 @@ const LINKS: [LinkType; 10] = [
 ///
 /// Asserts: the frame ends as a segment or in an outcome of the decoder; a segment's payload lies inside the frame; it
 /// is the segment that `etherparse` sees where that sees one; a built frame gives the segment that it was built of,
-/// padded, cut or wrapped.
+/// padded, cut or wrapped in VXLAN and GENEVE; the filters leave out what they name, and a wrong checksum is seen.
 pub fn frame(data: &[u8]) {
     let Some((mode, rest)) = data.split_first() else {
         return;
@@ -147,6 +148,14 @@ fn built(input: &mut Input<'_>) {
     let (mut link, mut frame) = link(input, ends.src, packet, &mut truth.plain);
     let mut depth = 0;
     while link == LinkType::Ethernet && depth < 5 && input.below(3) == 0 {
+        if input.below(4) == 0 {
+            // A pod network's GENEVE.
+            depth += 1;
+            let datagram = wire::geneve(input.below(64), 0x6558, &frame);
+            let packet = wire::ip(Ends::v4(3, 4), wire::UDP, None, &wire::udp(6081, &datagram));
+            frame = wire::ethernet(&[], wire::IPV4, &packet);
+            continue;
+        }
         let vni = input.get::<u32>() & 0x00ff_ffff;
         truth.vni = Some(vni);
         depth += 1;
@@ -161,11 +170,20 @@ fn built(input: &mut Input<'_>) {
             Ends::v4(1, 2)
         };
         let port = input.pick(&[4789, 8472]);
-        let packet = wire::ip(outer, wire::UDP, None, &wire::udp(port, &datagram));
-        frame = wire::ethernet(&[], wire::ethertype(outer.src), &packet);
+        let mut packet = wire::ip(outer, wire::UDP, None, &wire::udp(port, &datagram));
+        let mut ethertype = wire::ethertype(outer.src);
+        if input.below(4) == 0 {
+            // Mirrored through a Gateway Load Balancer: GENEVE around the packet.
+            depth += 1;
+            let datagram = wire::geneve(input.below(64), ethertype, &packet);
+            packet = wire::ip(Ends::v4(5, 6), wire::UDP, None, &wire::udp(6081, &datagram));
+            ethertype = wire::IPV4;
+        }
+        frame = wire::ethernet(&[], ethertype, &packet);
     }
     truth.plain &= depth <= rebuilder::decode::MAX_TUNNEL_DEPTH;
     check(link, &frame, &truth, 0);
+    filters(input, link, &frame, &truth);
 
     // The mirror cuts frames short. As long as the header of TCP is there, the segment is, with a hole behind it.
     let cut = input.len(truth.payload.len());
@@ -295,6 +313,59 @@ fn link(
                 wire::ethernet(&tags, ethertype, &packet),
             )
         }
+    }
+}
+
+/// What `--vni`, `--port` and `--checksum` leave out.
+fn filters(input: &mut Input<'_>, link: LinkType, data: &[u8], truth: &Truth) {
+    if !truth.plain {
+        return;
+    }
+    let outcome = |data: &[u8], options: DecodeOptions| {
+        let frame = Frame {
+            ts: Timestamp(5),
+            link,
+            data,
+        };
+        let place = |payload: &[u8]| payload.as_ptr().addr().wrapping_sub(data.as_ptr().addr());
+        let mut decoder = Decoder::new(options);
+        let segment = decoder.decode(&frame);
+        segment
+            .map(|s| place(s.payload))
+            .map_err(PacketOutcome::label)
+    };
+    let vnis = |vni: u32| DecodeOptions {
+        vnis: vec![Vni(vni)],
+        ..DecodeOptions::default()
+    };
+    let other = truth.vni.map_or(1, |vni| vni ^ 1);
+    assert_eq!(outcome(data, vnis(other)), Err("vni_excluded"));
+    if let Some(vni) = truth.vni {
+        assert!(outcome(data, vnis(vni)).is_ok());
+    }
+    let (src, dst) = truth.tcp.ports;
+    let ports = |from: u16, to: u16| DecodeOptions {
+        ports: vec![from..=to],
+        ..DecodeOptions::default()
+    };
+    assert!(outcome(data, ports(src, src)).is_ok() && outcome(data, ports(0, dst)).is_ok());
+    if let Some(above) = src.max(dst).checked_add(1) {
+        let excluded = outcome(data, ports(above, u16::MAX));
+        assert_eq!(excluded, Err("port_excluded"));
+    }
+    let strict = DecodeOptions {
+        checksum: ChecksumPolicy::Drop,
+        ..DecodeOptions::default()
+    };
+    let found = outcome(data, strict.clone());
+    let Ok(place) = found else {
+        panic!("{found:?} with the right checksums");
+    };
+    if !truth.payload.is_empty() {
+        let mut changed = data.to_vec();
+        let at = place + usize::from(input.get::<u16>()) % truth.payload.len();
+        changed[at] ^= input.get::<u8>().max(1);
+        assert_eq!(outcome(&changed, strict), Err("bad_checksum"));
     }
 }
 

@@ -210,6 +210,17 @@ pub(crate) fn vxlan(vni: u32, frame: &[u8]) -> Vec<u8> {
     out
 }
 
+/// RFC 8926 §3.4, with options of so many 32-bit words, at most 63.
+pub(crate) fn geneve(options: u8, protocol: u16, packet: &[u8]) -> Vec<u8> {
+    let options = options.min(63);
+    let mut out = vec![options, 0];
+    out.extend(protocol.to_be_bytes());
+    out.extend([0, 0, 9, 0]);
+    out.resize(8 + usize::from(options) * 4, 0);
+    out.extend(packet);
+    out
+}
+
 /// The ethertype of an address's family.
 pub(crate) fn ethertype(ip: IpAddr) -> u16 {
     match ip {
