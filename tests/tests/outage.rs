@@ -235,7 +235,17 @@ fn every_request_of_wrk_is_rebuilt_and_delivered() {
     let bench = Bench::new(&[]);
     let _analyser = bench.analyser();
     let url = format!("http://{}/load", bench.web.address());
-    let answered = wrk(&bench.plane.client, &url, CONNECTIONS, 1).unwrap();
+    // Every scrape meanwhile has to add up.
+    let (answered, scrapes) = std::thread::scope(|scope| {
+        let load = scope.spawn(|| wrk(&bench.plane.client, &url, CONNECTIONS, 1));
+        let mut scrapes = 0;
+        while !load.is_finished() {
+            bench.rebuilder.metrics().unwrap();
+            scrapes += 1;
+        }
+        (load.join().unwrap().unwrap(), scrapes)
+    });
+    assert!(scrapes > 20, "{scrapes}");
     assert!(answered > 500, "{answered}");
     // At its end wrk resets its connections, and nginx may never read what had been sent on them.
     let settled = wait_for(

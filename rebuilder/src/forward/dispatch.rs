@@ -8,6 +8,7 @@ use mio::Token;
 
 use super::ForwardOptions;
 use super::connection::{Alone, Connection, Shut};
+use super::lane::Lane;
 use super::pool::Forwarder;
 use super::queue::Line;
 use super::sharing::Sharing;
@@ -180,8 +181,7 @@ impl Forwarder {
                     on.cost += cost;
                     on.requests += 1;
                     connection.alone = Some(alone);
-                    connection.lane.push(item, now);
-                    connection.lane.close();
+                    connection.lane = Lane::single(item, now);
                     if line == Line::Quarantine {
                         self.counters.add(Counter::Quarantined, 1);
                     }

@@ -35,6 +35,10 @@ pub(super) enum Broken {
     /// Bytes came that answer no request.
     #[error("the analyser sent an answer that nobody asked for")]
     Unasked,
+    /// 408 and a close on a connection that others use: some servers say so on one that was idle, and it may have crossed
+    /// the request (RFC 9110 §15.5.9). Asked again alone, it is an answer.
+    #[error("the analyser waited for a request too long (408)")]
+    Idle,
 }
 
 /// What is left of a connection that ended.
@@ -69,6 +73,8 @@ pub(super) struct Lane {
     heads: u64,
     /// An answer has ended and left the connection open.
     proven: bool,
+    /// It carries one request and no other.
+    single: bool,
     /// When the oldest request became the oldest, was last written to, or its head came.
     waiting_since: Instant,
 }
@@ -87,8 +93,19 @@ impl Lane {
             over: false,
             heads: 0,
             proven: false,
+            single: false,
             waiting_since: now,
         }
+    }
+
+    /// A lane for this request and no other.
+    #[must_use]
+    pub(super) fn single(item: Item, now: Instant) -> Self {
+        let mut lane = Self::new(now);
+        lane.push(item, now);
+        lane.close();
+        lane.single = true;
+        lane
     }
 
     /// The connection is established: waiting counts from now on.
@@ -218,6 +235,9 @@ impl Lane {
             let step = self.reader.read(bytes, front.item.answer)?;
             bytes = bytes.get(step.used..).unwrap_or_default();
             if let Some(head) = step.head {
+                if head.status == 408 && head.last && !self.single {
+                    return Err(Broken::Idle);
+                }
                 front.progress = Progress::Answered;
                 self.heads += 1;
                 self.waiting_since = now;

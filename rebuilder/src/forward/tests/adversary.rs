@@ -260,3 +260,39 @@ fn a_body_without_end_is_cut_off_and_nobody_behind_it_is_to_blame() {
     assert_eq!(worker.outcomes(), [(Delivered2xx, 21)]);
     assert_eq!(worker.count(Counter::AnswerTimeouts), 1);
 }
+
+#[test]
+fn a_408_that_crosses_a_request_is_no_answer_to_it() {
+    const TIMEOUT: &[u8] =
+        b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    // The first connection was idle too long just as the second request came. `/slow` is answered 408 always.
+    let peer = Peer::new(|mut stream, number| {
+        let mut pending = Vec::new();
+        let mut requests = 0;
+        while let Some(request) = read_request(&mut stream, &mut pending) {
+            requests += 1;
+            let idle = number == 0 && requests == 2;
+            if idle || target(&request) == "/slow" {
+                let _ = stream.write_all(TIMEOUT);
+                return;
+            }
+            let _ = stream.write_all(OK);
+        }
+    });
+    let mut worker = Worker::new(
+        peer.address,
+        ForwardOptions {
+            connections: 1,
+            ..short()
+        },
+    );
+    worker.submit(&get("/a"));
+    worker.run_idle(5);
+    worker.submit(&get("/b"));
+    worker.submit(&get("/c"));
+    worker.run_idle(5);
+    assert_eq!(worker.outcomes(), [(Delivered2xx, 3)]);
+    worker.submit(&get("/slow"));
+    worker.run_idle(5);
+    assert_eq!(worker.outcomes(), [(Delivered2xx, 3), (Delivered4xx, 1)]);
+}
