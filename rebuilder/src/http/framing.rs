@@ -24,8 +24,10 @@ use super::{Framing, Header};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
     pub(super) framing: Framing,
-    /// Two readers may frame it differently.
+    /// Two readers may frame it differently, and so what follows.
     pub(super) disputed: bool,
+    /// A reader may refuse it, but whoever takes it frames it like everybody.
+    pub(super) refused: bool,
     pub(super) connect: bool,
     /// It asks for another protocol behind it.
     pub(super) upgrade: bool,
@@ -153,12 +155,14 @@ pub(super) fn judge(bytes: &[u8], head: &Head) -> Verdict {
         || (lengths == 1 && length.is_none())
         || (coded && (lengths > 0 || codings != 1 || !chunked_last || head.version != (1, 1)))
         || (connect && (coded || length.is_some_and(|n| n > 0)))
-        || lookalike
+        || lookalike;
+    let refused = head.refused
         || (expectations > usize::from(expects)
             && !matches!(framing, Framing::None | Framing::Length(0)));
     Verdict {
         framing,
         disputed,
+        refused,
         connect,
         upgrade,
         spoofed,

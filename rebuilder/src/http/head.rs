@@ -324,8 +324,10 @@ pub(super) struct RequestLine {
     pub(super) version: (u8, u8),
     /// The version has more digits than two.
     pub(super) long_version: bool,
-    /// A strict reader refuses it.
+    /// A strict reader refuses it, and what follows may be framed differently.
     pub(super) odd: bool,
+    /// A strict reader refuses it, but whoever does not frames it like everybody.
+    pub(super) refused: bool,
 }
 
 /// TOKEN SP TARGET SP `HTTP/`d`.`d, or more digits, the target being everything between the first and the last space. `line` has no line
@@ -346,7 +348,8 @@ pub(super) fn request_line(line: &[u8]) -> Option<RequestLine> {
     let odd = end != line.len()
         || plain.is_none()
         || !matches!(version, (1, 0 | 1))
-        || !(matches!(method, b"GET" | b"POST") || methods::is_known(method, b""))
+        || target.iter().any(|b| *b <= b' ');
+    let refused = !methods::is_known(method, b"")
         || !target
             .iter()
             .fold(true, |sound, b| sound & b.is_ascii_graphic());
@@ -356,6 +359,7 @@ pub(super) fn request_line(line: &[u8]) -> Option<RequestLine> {
         version,
         long_version: plain.is_none(),
         odd,
+        refused,
     })
 }
 
@@ -367,8 +371,10 @@ pub(super) struct Head {
     pub(super) version: (u8, u8),
     pub(super) long_version: bool,
     pub(super) headers: Vec<Header>,
-    /// A strict reader refuses something in it.
+    /// A strict reader refuses something in it, and what follows may be framed differently.
     pub(super) odd: bool,
+    /// A strict reader refuses its request line, but whoever does not frames it like everybody.
+    pub(super) refused: bool,
 }
 
 /// Splits a complete head: `bytes` ends with the empty line, and the request line begins at `line_start`.
@@ -426,6 +432,7 @@ pub(super) fn split(bytes: &[u8], line_start: usize) -> Option<Head> {
         long_version: line.long_version,
         headers,
         odd,
+        refused: line.refused,
     })
 }
 

@@ -57,6 +57,13 @@ const TAKEN: [&[u8]; 7] = [
 /// Whether a server that reads a list of methods, instead of any token, can be expected to take this one. It is given in
 /// two pieces, because a search finds it so.
 pub(super) fn is_known(first: &[u8], second: &[u8]) -> bool {
+    if matches!(
+        first,
+        b"GET" | b"POST" | b"PUT" | b"HEAD" | b"OPTIONS" | b"DELETE" | b"PATCH"
+    ) && second.is_empty()
+    {
+        return true;
+    }
     REGISTERED.iter().chain(&TAKEN).any(|method| {
         method
             .strip_prefix(first)

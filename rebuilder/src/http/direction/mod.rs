@@ -6,13 +6,13 @@ mod heads;
 use std::mem;
 use std::net::IpAddr;
 
+use super::Flags;
 use super::body::Rest;
 use super::context::Context;
-use super::framing::{Verdict, begins_with_a_request, trailers_frame};
+use super::framing::{begins_with_a_request, trailers_frame};
 use super::head::HeadScan;
 use super::open::{Building, Open};
 use super::search::{Origin, Search};
-use super::{Flags, Request};
 use crate::stream::{Compared, End, Interest};
 use crate::telemetry::PacketOutcome;
 
@@ -271,11 +271,18 @@ impl Direction {
     fn give(&mut self, cx: &mut Context<'_>, open: Open, rest: &Rest, how: Flags) {
         let verdict = open.verdict;
         let mut request = open.finish(cx, rest, self.proxied);
-        self.disputed |=
-            verdict.disputed || rest.odd() || body_is_odd(&request, verdict, rest, how);
+        let begins = |from: usize| request.raw.get(from..).unwrap_or_default();
+        // Was its body refused, and is this the next request? Framed alike by whoever reads a body.
+        let refused =
+            verdict.refused || (verdict.expects && begins_with_a_request(begins(request.head_end)));
+        self.disputed |= verdict.disputed
+            || rest.odd()
+            || (how.is_empty()
+                && matches!(rest, Rest::Chunked { .. })
+                && trailers_frame(begins(request.last_whole_chunk_end)));
         request.flags |= how;
         request.flags.set(Flags::MIDSTREAM, self.midstream);
-        request.flags.set(Flags::DISPUTED, self.disputed);
+        request.flags.set(Flags::DISPUTED, self.disputed || refused);
         // A reader that believes the client stops here: what follows exists for some and not for others.
         self.disputed |= verdict.closes;
         self.spoke_http = true;
@@ -289,13 +296,4 @@ impl Direction {
         cx.counters.requests += 1;
         (cx.out)(request);
     }
-}
-
-/// What only the bytes of the body tell about its framing.
-fn body_is_odd(request: &Request, verdict: Verdict, rest: &Rest, how: Flags) -> bool {
-    let body = |from: usize| request.raw.get(from..).unwrap_or_default();
-    (verdict.expects && begins_with_a_request(body(request.head_end)))
-        || (how.is_empty()
-            && matches!(rest, Rest::Chunked { .. })
-            && trailers_frame(body(request.last_whole_chunk_end)))
 }

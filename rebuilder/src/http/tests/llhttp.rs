@@ -184,17 +184,14 @@ fn difference(input: &[u8], log: &Log) -> Option<String> {
             ));
         }
     }
-    // The refused one, and whatever we find behind it: llhttp reads no further.
-    let clear = ours
-        .requests
-        .get(log.refused?..)?
-        .iter()
-        .find(|r| !r.flags.contains(Flags::DISPUTED))?;
-    Some(format!(
-        "refused, but given as clear: {} {:?}",
-        line(clear),
-        clear.flags
-    ))
+    let refused = ours.requests.get(log.refused?)?;
+    (!refused.flags.contains(Flags::DISPUTED)).then(|| {
+        format!(
+            "refused, but given as clear: {} {:?}",
+            line(refused),
+            refused.flags
+        )
+    })
 }
 
 #[test]

@@ -337,8 +337,6 @@ fn the_target_stands_between_the_first_and_the_last_space_of_the_line() {
         ("GET /a  HTTP/1.1", "/a "),
         ("GET /a HTTP/1.1 HTTP/1.1", "/a HTTP/1.1"),
         ("GET /a\tb HTTP/1.1", "/a\tb"),
-        ("GET /\u{e4} HTTP/1.1", "/\u{e4}"),
-        ("GET /a\u{7f} HTTP/1.1", "/a\u{7f}"),
         ("GET /a HTTP/1.1  ", "/a"),
         ("GET \r HTTP/1.1", "\r"),
     ] {
@@ -464,7 +462,7 @@ fn a_request_line_where_an_expected_body_should_begin_is_disputed() {
     };
     let outcome = run(&[seg(head("Expect: 100-continue\r\n")), seg(NEXT), seg(NEXT)]);
     assert_eq!(outcome.lines(), ["PUT /p", "GET /next"]);
-    assert_eq!(outcome.flags(), [Flags::DISPUTED; 2]);
+    assert_eq!(outcome.flags(), [Flags::DISPUTED, Flags::empty()]);
     // Without an expectation it is a body like another.
     assert_eq!(
         run(&[seg(head("")), seg(NEXT), seg(NEXT)]).flags(),
@@ -474,39 +472,31 @@ fn a_request_line_where_an_expected_body_should_begin_is_disputed() {
 
 #[test]
 fn an_expectation_that_is_not_100_continue_disputes_a_body() {
-    for expect in [
-        "Expect: 100-continue\r\nExpect: 100-continue",
-        "Expect: y 100-continue",
-        "Expect: 100-continue, x",
-        "Expect: \"100-continue\"",
-        "Expect: 200-ok",
-        "Expect:",
-        "Expect:\r\n 100-continue",
+    for (expect, disputed) in [
+        ("Expect: 100-continue", false),
+        ("expect:100-CONTINUE", false),
+        ("Expect: 100-continue\r\nExpect: 100-continue", true),
+        ("Expect: y 100-continue", true),
+        ("Expect: 100-continue, x", true),
+        ("Expect: \"100-continue\"", true),
+        ("Expect: 200-ok", true),
+        ("Expect:", true),
     ] {
-        framed(
-            "1.1",
-            &format!("{expect}\r\nContent-Length: 3"),
-            "abc",
-            Framing::Length(3),
-            true,
-        );
-        if !expect.contains("\r\n ") {
-            framed(
-                "1.1",
-                &format!("{expect}\r\nContent-Length: 0"),
-                "",
-                Framing::Length(0),
-                false,
+        for (body, disputed) in [("abc", disputed), ("", false)] {
+            let raw = format!(
+                "PUT /p HTTP/1.1\r\nHost: x\r\n{expect}\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
             );
+            let outcome = one(format!("{raw}{NEXT}"));
+            assert_eq!(outcome.requests[0].raw, raw.as_bytes());
+            let flags = if disputed {
+                Flags::DISPUTED
+            } else {
+                Flags::empty()
+            };
+            assert_eq!(outcome.flags(), [flags, Flags::empty()], "{raw:?}");
         }
     }
-    framed(
-        "1.1",
-        "expect: 100-CONTINUE\r\nContent-Length: 3",
-        "abc",
-        Framing::Length(3),
-        false,
-    );
 }
 
 #[test]
