@@ -297,7 +297,7 @@ pub struct Tunnel {
     /// The device in the namespace `vpc`: what is sent to it arrives at the rebuilder, encapsulated.
     pub device: String,
     /// Where its packets begin. Removing this namespace removes the device, too.
-    pub(crate) wire: Namespace,
+    pub wire: Namespace,
 }
 
 /// Attaches a device to a bridge and waits until that carries frames to it, which the kernel decides later, when it

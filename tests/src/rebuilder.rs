@@ -18,7 +18,7 @@ use crate::process::{Process, tail, wait_for};
 const ADMIN: &str = "127.0.0.1:9445";
 
 /// How long the figures may take to agree: they are published ten times a second, and the machine may be busy.
-const AGREEMENT: Duration = Duration::from_secs(10);
+const AGREEMENT: Duration = Duration::from_secs(5);
 
 /// The release binary: `REBUILDER_BIN`, or what cargo builds (nothing, where it is up to date).
 ///
@@ -128,10 +128,18 @@ impl Rebuilder {
     /// request that was handed to the forwarder has one outcome or is in flight.
     ///
     /// # Errors
-    /// Where that is not so within ten seconds; the error holds both sides.
+    /// Where that is not so within five seconds; the error holds both sides.
     pub fn accounts(&self) -> anyhow::Result<Metrics> {
+        self.accounts_within(AGREEMENT)
+    }
+
+    /// The same, with so much patience.
+    ///
+    /// # Errors
+    /// As [`Self::accounts`].
+    pub fn accounts_within(&self, patience: Duration) -> anyhow::Result<Metrics> {
         let mut seen = String::new();
-        wait_for("the books balance", AGREEMENT, || {
+        wait_for("the books balance", patience, || {
             // In this order: what arrives in between makes a further round, not a false alarm.
             let arrived = self.arrived()?;
             let metrics = self.metrics()?;

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::net::{SocketAddrV4, TcpListener};
+use std::net::{SocketAddrV4, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -138,4 +138,44 @@ fn what_comes_during_a_drain_is_counted_and_a_second_sigterm_cuts_it_short() {
     for figure in ["packets=9", "requests=1", "draining=7", "unanswered=1"] {
         assert!(ended.contains(figure), "{figure} in {output}");
     }
+}
+
+/// Whoever stops a rebuilder has its books checked. They are read on both sides: a packet that reached the host and has no
+/// outcome is found, while it runs, by its last line, and by whoever only drops it.
+#[test]
+fn the_harness_finds_a_packet_that_has_no_outcome() {
+    if lab::skip::no_lab("the_harness_finds_a_packet_that_has_no_outcome") {
+        return;
+    }
+    let plane = DataPlane::new(Options::default()).unwrap();
+    let start = || {
+        let (host, binary) = (&plane.rebuilder, binary().unwrap());
+        let nowhere = format!("http://{ANALYSER}:80");
+        Rebuilder::start(host, &binary, plane.vpc.directory(), &nowhere, &[]).unwrap()
+    };
+    let tunnel = plane.vpc.tunnel("aside", "172.31.0.1", 1).unwrap();
+    let aside = || {
+        let to = format!("{}:9", lab::network::REBUILDER_UNDERLAY);
+        let sent = tunnel
+            .wire
+            .run(|| UdpSocket::bind("0.0.0.0:0")?.send_to(b"x", to));
+        assert_eq!(sent.unwrap().unwrap(), 1);
+    };
+
+    let rebuilder = start();
+    rebuilder.accounts().unwrap();
+    aside();
+    let error = rebuilder.accounts_within(Duration::from_secs(1));
+    assert!(format!("{:#}", error.unwrap_err()).contains("0 counted or dropped"));
+    let error = rebuilder.drain(Duration::from_secs(5)).unwrap_err();
+    assert!(
+        error.to_string().contains("packets on the link"),
+        "{error:#}"
+    );
+
+    let rebuilder = start();
+    aside();
+    let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(rebuilder)));
+    let said = dropped.unwrap_err().downcast::<String>().unwrap();
+    assert!(said.contains("rule 10 does not hold"), "{said}");
 }
