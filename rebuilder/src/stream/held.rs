@@ -375,13 +375,16 @@ impl Held {
             }
             OverlapPolicy::Linux => {
                 let from = self.kept_until(new.at, end);
-                let (mut at, mut held, mut replaced) = (new.at, 0, 0);
+                let (mut at, mut held, mut disagreed) = (new.at, 0, new.suspect);
                 while let Some(run) = self.overlapping(at, end) {
                     let (lap, lap_end) = (run.start().max(at), run.end().min(end));
                     let below = compare(run, &new, lap, lap_end.min(from));
                     let above = compare(run, &new, lap.max(from), lap_end);
                     done.conflicting += below + above;
-                    replaced += above;
+                    // What was in doubt before stays so, whoever wins.
+                    let marks = run.marks.get(run.marks_in(lap.max(from), lap_end));
+                    let doubted = marks.is_some_and(|marks| marks.iter().any(|m| m.conflict));
+                    disagreed |= doubted && lap.max(from) < lap_end;
                     held += lap_end.since(lap.max(from));
                     at = lap_end;
                 }
@@ -389,7 +392,7 @@ impl Held {
                     let known = self.known_since(from, new.now);
                     self.remove(from, end);
                     let new = Arrival { now: known, ..new };
-                    self.store(&new, (from, end), new.suspect || replaced > 0);
+                    self.store(&new, (from, end), disagreed);
                     done.stored = end.since(from) - held;
                 }
             }
@@ -556,6 +559,16 @@ impl Held {
             self.add_cut(start, from, cut.since, cut.known);
             self.add_cut(to, start + cut.len, cut.since, cut.known);
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn runs(&self) -> usize {
+        self.runs.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn cuts(&self) -> usize {
+        self.cuts.len()
     }
 
     #[cfg(any(test, feature = "fuzzing"))]

@@ -12,8 +12,8 @@ use super::offset::{advance, distance};
 
 /// Slots that one direction may fall into. Few, so that a look-up is one or two cache lines.
 const WAYS: usize = 4;
-/// Of these, so many hold SYNs of one direction at most: the SYN of a connection and a candidate beside it.
-const PER_DIRECTION: usize = 2;
+/// Of these, so many hold SYNs of one direction at most: the SYN of a connection and candidates beside it.
+const PER_DIRECTION: usize = 3;
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
@@ -22,6 +22,7 @@ struct Entry {
     isn: Seq,
     /// How far behind the SYN the urgent byte lies that the sender has announced; zero when none.
     urgent: u16,
+    /// When it came first.
     seen: Timestamp,
 }
 
@@ -58,9 +59,11 @@ impl IsnCache {
         self.sets.get_mut(at)
     }
 
-    /// Remembers a SYN. Replaces, in this order: its own earlier copy, the older of two other SYNs of the direction,
-    /// a free slot, the oldest of the set.
+    /// Remembers a SYN. It takes, in this order: the place of its own earlier copy; of the latest of three others of the
+    /// direction, so that whoever forges many does not push out the one that was there before; a free slot; the place
+    /// of the oldest of the set.
     pub(super) fn insert(&mut self, tag: u64, isn: Seq, now: Timestamp) {
+        let max_age = self.max_age;
         let Some(set) = self.set(tag) else { return };
         let entry = Entry {
             tag,
@@ -68,19 +71,14 @@ impl IsnCache {
             urgent: 0,
             seen: now,
         };
-        if let Some(same) = set
-            .iter_mut()
-            .flatten()
-            .find(|e| e.tag == tag && e.isn == isn)
-        {
-            same.seen = now;
+        if set.iter().flatten().any(|e| e.tag == tag && e.isn == isn) {
             return;
         }
         let of_direction = set.iter().flatten().filter(|e| e.tag == tag).count();
         let victim = if of_direction >= PER_DIRECTION {
             set.iter_mut()
                 .filter(|slot| slot.is_some_and(|e| e.tag == tag))
-                .min_by_key(|slot| slot.map(|e| e.seen))
+                .max_by_key(|slot| slot.map(|e| (now.since(e.seen) > max_age, e.seen)))
         } else {
             // `None` is the least: a free slot goes first.
             set.iter_mut().min_by_key(|slot| slot.map(|e| e.seen))
@@ -100,7 +98,8 @@ impl IsnCache {
         }
     }
 
-    /// The SYN in whose window `seq` lies, the one just before it by preference; it is taken out.
+    /// The SYN in whose window `seq` lies, by preference the one just before it, else the one that came first; it is
+    /// taken out.
     pub(super) fn take(
         &mut self,
         tag: u64,
@@ -119,10 +118,9 @@ impl IsnCache {
                 let ahead = distance(entry.isn, seq);
                 (0..=window)
                     .contains(&ahead)
-                    .then_some((ahead.abs_diff(1), slot))
+                    .then_some(((ahead > 1, entry.seen), slot))
             })
-            // The one just before the segment, by preference.
-            .min_by_key(|(off, _)| *off)?
+            .min_by_key(|(order, _)| *order)?
             .1;
         slot.take().map(|e| Opening {
             isn: e.isn,
@@ -190,6 +188,18 @@ mod tests {
             cache.insert(9, Seq(second), Timestamp(2));
             assert_eq!(taken(&mut cache, 9, 1001, Timestamp(2)), Some(Seq(1000)));
         }
+    }
+
+    #[test]
+    fn many_forged_syns_do_not_push_out_the_one_that_was_there() {
+        let mut cache = cache();
+        cache.insert(9, Seq(1000), Timestamp(1));
+        for n in 0..100_u32 {
+            cache.insert(9, Seq(900 + 3 * n), Timestamp(2 + u64::from(n)));
+        }
+        assert_eq!(taken(&mut cache, 9, 1500, Timestamp(200)), Some(Seq(1000)));
+        // And the latest is there, too.
+        assert_eq!(taken(&mut cache, 9, 1198, Timestamp(200)), Some(Seq(1197)));
     }
 
     #[test]

@@ -13,9 +13,12 @@ mod caps;
 mod delivery;
 mod ending;
 mod gaps;
+mod held;
 mod late;
 mod overlap;
 mod property;
+mod retina;
+mod rules;
 mod syn;
 
 pub(super) const MS: u64 = 1_000_000;

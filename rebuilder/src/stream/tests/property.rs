@@ -122,7 +122,7 @@ impl Oracle {
 }
 
 /// The bytes of a log with their conflict flag; `None` is a missing byte.
-fn cells(log: &[Event]) -> Vec<Option<(u8, bool)>> {
+pub(super) fn cells(log: &[Event]) -> Vec<Option<(u8, bool)>> {
     let mut out = Vec::new();
     for event in log {
         match event {
@@ -141,10 +141,10 @@ fn bytes(cells: &[Option<(u8, bool)>]) -> Vec<Option<u8>> {
 }
 
 /// A piece of the stream: offset and length.
-type Span = (usize, usize);
+pub(super) type Span = (usize, usize);
 
 /// All of a stream of `len` bytes in consecutive spans, and some spans again, in any order.
-fn shuffled_spans(len: usize) -> impl Strategy<Value = Vec<Span>> {
+pub(super) fn shuffled_spans(len: usize) -> impl Strategy<Value = Vec<Span>> {
     let cuts = prop::collection::btree_set(1..len.max(2), 0..20);
     let copies = prop::collection::vec((0..len, 1..40_usize), 0..12);
     (cuts, copies)
@@ -161,11 +161,11 @@ fn shuffled_spans(len: usize) -> impl Strategy<Value = Vec<Span>> {
         .prop_shuffle()
 }
 
-fn body() -> impl Strategy<Value = Vec<u8>> {
+pub(super) fn body() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(any::<u8>(), 1..300)
 }
 
-fn body_and_spans() -> impl Strategy<Value = (Vec<u8>, Vec<Span>)> {
+pub(super) fn body_and_spans() -> impl Strategy<Value = (Vec<u8>, Vec<Span>)> {
     body().prop_flat_map(|body| {
         let spans = shuffled_spans(body.len());
         (Just(body), spans)
@@ -173,15 +173,15 @@ fn body_and_spans() -> impl Strategy<Value = (Vec<u8>, Vec<Span>)> {
 }
 
 /// Initial sequence numbers, with many near the wrap.
-fn isn() -> impl Strategy<Value = u32> {
+pub(super) fn isn() -> impl Strategy<Value = u32> {
     prop_oneof![
         any::<u32>(),
         (0..400_u32).prop_map(|n| u32::MAX - n),
-        Just(0)
+        prop_oneof![Just(0), Just(1), Just(u32::MAX), Just(u32::MAX - 10)],
     ]
 }
 
-fn at(isn: u32, offset: usize) -> u32 {
+pub(super) fn at(isn: u32, offset: usize) -> u32 {
     isn.wrapping_add(1)
         .wrapping_add(u32::try_from(offset).unwrap())
 }
@@ -330,7 +330,7 @@ proptest! {
     }
 }
 
-fn arbitrary_segment() -> impl Strategy<Value = (Seg, i64)> {
+pub(super) fn arbitrary_segment() -> impl Strategy<Value = (Seg, i64)> {
     let seq = || {
         prop_oneof![
             6 => (0..6000_u32).prop_map(|n| n.wrapping_sub(3000)),
