@@ -2,7 +2,7 @@
 //! plain rubbish, under roomy and under tiny caps.
 //!
 //! Whatever comes, every byte of a request was captured at consecutive sequence numbers of its own direction (rule 2,
-//! rule 3), each packet has one outcome, and each byte a number (rule 10).
+//! rule 3), each packet has one outcome, and each byte a number (rule 10); and nobody else's requests change (rule 11).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,7 +18,9 @@ use rebuilder::telemetry::PacketOutcome;
 use rebuilder::time::Timestamp;
 
 use crate::build::{self, Says};
+use crate::random::Random;
 use crate::run::run;
+use crate::simulator::{self, Mirror};
 use crate::wire::{self, Owned};
 
 /// One frame of the capture.
@@ -370,7 +372,7 @@ proptest! {
         cuts.dedup();
         let mut parts: Vec<(usize, usize)> = cuts.windows(2).map(|w| (w[0], w[1] - w[0])).collect();
         parts.extend(again.iter().map(|(at, len)| (at % text.len(), *len)));
-        let mut random = crate::random::Random(order);
+        let mut random = Random(order);
         for n in (1..parts.len()).rev() {
             parts.swap(n, usize::try_from(random.below(n as u64 + 1)).unwrap());
         }
@@ -393,5 +395,48 @@ proptest! {
         let bad = Flags::all() - Flags::DISPUTED - Flags::HOP;
         prop_assert!(run.requests.iter().all(|r| !r.flags.intersects(bad)));
         prop_assert_eq!(run.stats.delivered_bytes, text.len() as u64);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: (cases() / 5).max(1), max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+
+    /// Rule 11, on the way in. (Time stamps are the receiver's, so nobody's traffic jumps in time.)
+    #[test]
+    fn nobody_s_traffic_changes_another_s_requests(
+        acts in prop::collection::vec(act(), 1..80),
+        seed in any::<u64>(),
+        poor in any::<bool>(),
+    ) {
+        let (connections, frames) = simulator::connections(seed, 3, 3);
+        let mirror = Mirror {
+            loss: if poor { 5 } else { 0 },
+            reorder: 10,
+            duplicate: 10,
+            ..Mirror::default()
+        };
+        let honest: Vec<Owned> = mirror.copy(seed, &frames).iter().map(simulator::bare).collect();
+        let mut random = Random(seed);
+        let (first, last) = (honest[0].ts.0, honest[honest.len() - 1].ts.0);
+        let mut all = honest.clone();
+        all.extend(capture(&acts).into_iter().map(|frame| Owned {
+            ts: Timestamp(first + random.below(last - first + 1)),
+            ..frame
+        }));
+        all.sort_by_key(|frame| frame.ts);
+        let of_the_honest = |frames: &[Owned]| {
+            let run = run(frames, &PipelineOptions::default());
+            let mut rows: Vec<String> = run
+                .requests
+                .iter()
+                .filter(|r| connections.iter().any(|c| c.client == r.endpoints.src))
+                .map(crate::run::row)
+                .collect();
+            rows.sort();
+            rows
+        };
+        let want = of_the_honest(&honest);
+        prop_assert!(poor || want.len() == 9);
+        prop_assert_eq!(of_the_honest(&all), want);
     }
 }
