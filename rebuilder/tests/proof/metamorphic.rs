@@ -249,7 +249,6 @@ fn each(told: &Told, retell: impl Fn(&Owned) -> Owned) -> Vec<Owned> {
 
 #[test]
 fn what_stands_around_the_packet_is_of_no_matter() {
-    let in_vxlan = |f: &Owned| wire::mirrored(f, 7).unwrap_or_else(|| f.clone());
     let in_a_vlan = |f: &Owned| wire::tagged(f, &[[0x8100, 0x2005]]);
     let in_two_vlans_and_vxlan = |f: &Owned| {
         let f = wire::tagged(f, &[[0x88a8, 0x0064], [0x8100, 0x2005]]);
@@ -356,16 +355,37 @@ fn segments_cut_up_are_the_same_stream() {
     });
 }
 
+fn in_vxlan(frame: &Owned) -> Owned {
+    wire::mirrored(frame, 7).unwrap_or_else(|| frame.clone())
+}
+
 #[test]
 fn ip_fragments_become_the_packet_they_were() {
-    for (test, size, backwards) in [
-        ("fragments of 512 bytes", 512, false),
-        ("fragments of 512 bytes, last first", 512, true),
-        ("fragments of 32 bytes", 32, false),
-    ] {
+    type Pieces = fn(&Owned, u16) -> Vec<Owned>;
+    let cases: [(&str, Besides, Pieces); 5] = [
+        ("fragments of 512 bytes", Besides::Nothing, |f, id| {
+            wire::fragments(f, 512, id)
+        }),
+        (
+            "fragments of 512 bytes, last first",
+            Besides::Nothing,
+            |f, id| wire::fragments(f, 512, id).into_iter().rev().collect(),
+        ),
+        ("fragments of 32 bytes", Besides::Nothing, |f, id| {
+            wire::fragments(f, 32, id)
+        }),
+        ("fragments in VXLAN", Besides::Vni, |f, id| {
+            wire::fragments(f, 512, id).iter().map(in_vxlan).collect()
+        }),
+        ("VXLAN in fragments", Besides::Vni, |f, id| {
+            wire::mirrored(f, 7)
+                .map_or_else(|| vec![f.clone()], |f| wire::outer_fragments(&f, 1_480, id))
+        }),
+    ];
+    for (test, besides, pieces) in cases {
         let claim = Claim {
             test,
-            besides: Besides::Nothing,
+            besides,
             touched: 5_000,
             of_the_poor: true,
             exceptions: &[],
@@ -374,11 +394,7 @@ fn ip_fragments_become_the_packet_they_were() {
             let mut id = 0x7000_u16;
             let pieces = |f: &Owned| {
                 id = id.wrapping_add(1);
-                let mut pieces = wire::fragments(f, size, id);
-                if backwards {
-                    pieces.reverse();
-                }
-                pieces
+                pieces(f, id)
             };
             told.frames.iter().flat_map(pieces).collect()
         });

@@ -357,6 +357,26 @@ pub(crate) fn fragments(frame: &Owned, size: usize, id: u16) -> Vec<Owned> {
     out
 }
 
+/// Any IPv4 packet of an Ethernet frame in fragments of `size` payload bytes (a multiple of eight), named `id`: what a
+/// path with a smaller MTU makes of mirrored packets.
+pub(crate) fn outer_fragments(frame: &Owned, size: usize, id: u16) -> Vec<Owned> {
+    let ip = 14;
+    let header = usize::from(frame.data[ip] & 0x0f) * 4;
+    let body = &frame.data[ip + header..];
+    let piece = |(n, piece): (usize, &[u8])| {
+        let last = (n + 1) * size >= body.len();
+        let mut data = frame.data[..ip + header].to_vec();
+        put_u16(&mut data, ip + 2, header + piece.len());
+        put_u16(&mut data, ip + 4, usize::from(id));
+        let more = if last { 0 } else { 0x2000 };
+        put_u16(&mut data, ip + 6, (n * size / 8) | more);
+        header_checksum(&mut data, ip, ip + header);
+        data.extend_from_slice(piece);
+        frame.with(data)
+    };
+    body.chunks(size).enumerate().map(piece).collect()
+}
+
 /// The datagram that mirrors a frame: a VXLAN header (RFC 7348 §5) and an Ethernet frame.
 pub(crate) fn vxlan(frame: &Owned, vni: u32) -> Option<Vec<u8>> {
     let [_, a, b, c] = vni.to_be_bytes();
