@@ -373,7 +373,7 @@ pub(super) struct Head {
     pub(super) headers: Vec<Header>,
     /// A strict reader refuses something in it, and what follows may be framed differently.
     pub(super) odd: bool,
-    /// A strict reader refuses its request line, but whoever does not frames it like everybody.
+    /// A strict reader refuses something in it, but whoever does not frames it like everybody.
     pub(super) refused: bool,
 }
 
@@ -391,6 +391,7 @@ pub(super) fn split(bytes: &[u8], line_start: usize) -> Option<Head> {
     let (range, bare) = lines.next()?;
     let line = request_line(bytes.get(range)?)?;
     odd |= line.odd | bare;
+    let mut refused = line.refused;
     let mut headers: Vec<Header> = Vec::with_capacity(16);
     for (range, bare) in lines {
         odd |= bare;
@@ -418,7 +419,15 @@ pub(super) fn split(bytes: &[u8], line_start: usize) -> Option<Head> {
             continue;
         };
         let (name, value) = text.split_at(colon);
-        odd |= name.is_empty() || !all_tokens(name) || !all_values(value);
+        if name.is_empty() || !all_tokens(name) {
+            // A control or blank in it may hide a name from some readers; a bracket or an umlaut only makes it none.
+            refused = true;
+            odd |= name.is_empty() || name.iter().any(|b| *b <= b' ' || *b == 0x7f);
+        }
+        if !all_values(value) {
+            refused = true;
+            odd |= value.iter().any(|b| matches!(b, b'\0' | b'\r'));
+        }
         headers.push(Header {
             name: range.start..range.start + colon,
             value: Some(trim(bytes, range.start + colon + 1..range.end)),
@@ -432,7 +441,7 @@ pub(super) fn split(bytes: &[u8], line_start: usize) -> Option<Head> {
         long_version: line.long_version,
         headers,
         odd,
-        refused: line.refused,
+        refused,
     })
 }
 

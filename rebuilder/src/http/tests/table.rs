@@ -144,7 +144,6 @@ fn a_field_that_only_some_read_as_framing_frames_nothing_and_is_disputed() {
         "X:x\rTransfer-Encoding: chunked",
         "Transfer Encoding: chunked",
         "Content-Length\u{b}: 5",
-        "\"Content-Length\": 5",
     ] {
         framed("1.1", fields, "", Framing::None, true);
     }
@@ -171,6 +170,29 @@ fn a_field_that_only_some_read_as_framing_frames_nothing_and_is_disputed() {
         Framing::None,
         false,
     );
+}
+
+/// No reader frames by such a field; a strict one refuses it and closes.
+#[test]
+fn a_field_whose_name_is_no_token_or_whose_value_holds_a_control_disputes_its_own_request_alone() {
+    for fields in [
+        "\"Content-Length\": 5",
+        "[Transfer-Encoding]: chunked",
+        "X(a): b",
+        "X@a/b: c",
+        "\u{dc}ber: a",
+        "A: b\u{1}c",
+        "A: \u{7f}",
+        "A: \u{b}b",
+    ] {
+        let outcome = one(format!("GET /a HTTP/1.1\r\n{fields}\r\n\r\n{NEXT}"));
+        assert_eq!(outcome.lines(), ["GET /a", "GET /next"]);
+        assert_eq!(
+            outcome.flags(),
+            [Flags::DISPUTED, Flags::empty()],
+            "{fields:?}"
+        );
+    }
 }
 
 #[test]
