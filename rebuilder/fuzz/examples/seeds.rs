@@ -181,7 +181,7 @@ fn pcapng(frames: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// The script of a frame with a long payload: family, addresses, ports, numbers, flags, options, length, payload.
-fn long(family: u8) -> Vec<u8> {
+fn long_frame(family: u8) -> Vec<u8> {
     let mut script = vec![0xff, family, 1, 2, 0x40, 0x9c, 80, 0];
     script.extend([1, 0, 0, 0, 2, 0, 0, 0, 0x18, 0, 255]);
     script.extend(1_400u16.to_le_bytes());
@@ -239,8 +239,8 @@ fn main() -> io::Result<()> {
             vec![0xff; 60],
             [&[0xff, 0][..], &[6; 90]].concat(),
             [&[0xff, 1][..], &[9; 90]].concat(),
-            long(0),
-            long(1),
+            long_frame(0),
+            long_frame(1),
         ],
     )?;
     write(
