@@ -7,6 +7,7 @@
 //! | `dependencies.rs` | no AWS crate is compiled |
 //! | `exhaustion.rs` | memory stays within the cap, others' requests stay exact, every byte has a number |
 //! | `replayed.rs` | `replay` over a real socket |
+//! | `poor.rs` | public captures as a poor mirror copies them: nothing is made up |
 //! | `table.rs` | what a mirror loses, delays, doubles and cuts, and what comes out: a snapshot |
 //! | `tshark.rs` | another reader finds the same requests |
 //! | `metamorphic.rs` | captures told differently (one direction, wrapped, tagged, cut up, twice, ...) give the same requests |
@@ -23,6 +24,7 @@ mod chaos;
 mod dependencies;
 mod exhaustion;
 mod metamorphic;
+mod poor;
 mod random;
 mod replayed;
 mod run;
