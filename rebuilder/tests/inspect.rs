@@ -132,6 +132,26 @@ fn rows_stand_in_the_order_of_the_packets_that_completed_them_and_within_one_in_
     assert_eq!(times, [3.0, 4.0, 4.0, 2.0, 5.0]);
 }
 
+/// Flows still open are flushed at the end of the file: in the order in which they began, every time.
+#[test]
+fn connections_that_are_open_at_the_end_are_flushed_in_the_order_in_which_they_began() {
+    let mut frames = Vec::new();
+    for n in 0..200 {
+        let mut sender = Sender::new(&format!("10.1.{}.7:{}", n % 7, 40_000 + n), SERVER);
+        let post = format!("POST /{n} HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc");
+        frames.extend([sender.syn(), sender.data(post)]);
+    }
+    // All within a second: none ends because it is idle.
+    let records: Vec<Record> = (0..)
+        .zip(frames)
+        .map(|(n, frame)| at(1_700_000_000_000_000_000 + n, frame))
+        .collect();
+    let expected: Vec<String> = (0..200).map(|n| format!("/{n}")).collect();
+    for _ in 0..3 {
+        assert_eq!(targets(&rows(&records)), expected);
+    }
+}
+
 #[test]
 fn the_time_is_that_of_the_first_seen_copy_of_the_first_byte() {
     let mut sender = Sender::new("10.1.0.7:40000", SERVER);
