@@ -16,7 +16,9 @@ use crate::wire::Owned;
 
 /// What of each direction was captured: sequence number, time, bytes.
 #[derive(Default)]
-struct Segments(BTreeMap<(SocketAddr, SocketAddr), Vec<(u32, Timestamp, Vec<u8>)>>);
+struct Segments(BTreeMap<(SocketAddr, SocketAddr), Vec<Segment>>);
+
+type Segment = (u32, Timestamp, Vec<u8>);
 
 impl Segments {
     fn of(frames: &[Owned]) -> Self {
@@ -52,7 +54,7 @@ impl Segments {
 }
 
 /// Whether `raw` stands from `seq` on, each byte in some segment.
-fn follow(list: &[(u32, Timestamp, Vec<u8>)], seq: u32, raw: &[u8]) -> bool {
+fn follow(list: &[Segment], seq: u32, raw: &[u8]) -> bool {
     let mut done = 0;
     while done < raw.len() {
         let here = seq.wrapping_add(u32::try_from(done).unwrap());
