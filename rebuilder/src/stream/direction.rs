@@ -395,6 +395,10 @@ impl Direction {
                 conflict: suspect,
             };
             self.deliver(piece, env, sink);
+            if cut == 0 && self.opaque.is_none() {
+                // The way of most segments: nothing was held, and nothing is.
+                return PacketOutcome::Stream;
+            }
             outcome = PacketOutcome::Stream;
         } else if self.has_no_room(from, bytes.len(), env) {
             self.note_shed(from, to);

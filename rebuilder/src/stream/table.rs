@@ -11,6 +11,7 @@ use super::clock::FlowClock;
 use super::direction::{Direction, Env, Part, cost_of};
 use super::flow::{Flow, FlowKey, Place, Side};
 use super::flows::{Flows, size};
+use super::held::RUN_BYTES;
 use super::isn::IsnCache;
 use super::offset::advance;
 use super::{DirectionId, End, Endpoints, Sink, StreamOptions};
@@ -339,7 +340,8 @@ impl Streams {
         part: &Part<'_>,
         sink: &mut impl Sink,
     ) {
-        loop {
+        // More than any segment costs, with a run that grows.
+        while self.budget.over(3 * RUN_BYTES) > 0 {
             let Some((flow, env)) = self.parts(slot) else {
                 return;
             };
