@@ -4,6 +4,7 @@
 //! | file | what it proves |
 //! |---|---|
 //! | `chaos.rs` | captures of nobody's design: no byte is made up, each has a number |
+//! | `crowded.rs` | the extractor with room for hardly anything |
 //! | `dependencies.rs` | no AWS crate is compiled |
 //! | `exhaustion.rs` | memory stays within the cap, others' requests stay exact, every byte has a number |
 //! | `replayed.rs` | `replay` over a real socket |
@@ -21,6 +22,7 @@
 mod build;
 mod captures;
 mod chaos;
+mod crowded;
 mod dependencies;
 mod exhaustion;
 mod metamorphic;

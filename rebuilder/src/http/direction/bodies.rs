@@ -48,8 +48,7 @@ impl Direction {
                 if full {
                     cx.counters.oversize_requests += 1;
                     let InBody { open, rest } = *body;
-                    self.give(cx, open, &rest, Flags::TRUNCATED);
-                    return (State::Skip(rest), taken);
+                    return (self.give_part(cx, open, rest), taken);
                 }
                 (State::Body(body), taken)
             }
@@ -76,6 +75,14 @@ impl Direction {
     /// There is no room for the rest of a body: what is there is given, the rest is passed over.
     pub(super) fn shed(&mut self, cx: &mut Context<'_>, open: Open, rest: Rest) -> State {
         cx.counters.shed_requests += 1;
+        self.give_part(cx, open, rest)
+    }
+
+    /// What is there of a request is given, the rest is passed over. Bytes in doubt are not given: what they are is found
+    /// out, and counted, later.
+    fn give_part(&mut self, cx: &mut Context<'_>, mut open: Open, rest: Rest) -> State {
+        let sound = open.building.raw.len().saturating_sub(rest.doubtful());
+        open.building.raw.truncate(sound.max(open.head_end));
         self.give(cx, open, &rest, Flags::TRUNCATED);
         State::Skip(rest)
     }

@@ -222,10 +222,8 @@ impl Direction {
             }
             State::Body(body) => {
                 let InBody { open, mut rest } = *body;
-                cx.counters.shed_requests += 1;
-                self.give(cx, open, &rest, Flags::TRUNCATED);
                 rest.forget();
-                State::Skip(rest)
+                self.shed(cx, open, rest)
             }
             State::Skip(mut rest) => {
                 rest.forget();
