@@ -1,9 +1,16 @@
-//! The extractor with room for hardly anything: whoever gives way, each byte stands in a request or is counted as passed
-//! over, and no more is held than the cap says.
+//! The flow table and the extractor with room for hardly anything: whoever gives way, each byte has a number, and no more
+//! is held than the cap says.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
 
 use proptest::prelude::*;
+use rebuilder::decode::{Segment, Seq, TcpFlags};
 use rebuilder::http::{Extractor, Flags, HttpOptions};
-use rebuilder::stream::{Chunk, DirectionId, End, Endpoints};
+use rebuilder::stream::{
+    Chunk, DirectionId, End, Endpoints, Interest, Sink, StreamOptions, Streams,
+};
+use rebuilder::telemetry::PacketOutcome;
 use rebuilder::time::Timestamp;
 
 /// Requests of every framing, one behind the other.
@@ -104,5 +111,83 @@ proptest! {
         let truncated = given.iter().filter(|truncated| **truncated).count() as u64;
         prop_assert!(counters.shed_requests <= truncated);
         prop_assert_eq!(counters.requests, given.len() as u64);
+    }
+
+    /// Segments are whole tiles of their stream, so that what is old of one is all of it.
+    #[test]
+    fn every_payload_byte_has_a_number_whatever_is_shed(
+        turns in prop::collection::vec((0..14_usize, 0..40_u32, 0..20_u8, 0..30_u64), 1..300),
+        total_cap in 8_000..60_000_usize,
+        flow_cap in 500..20_000_usize,
+    ) {
+        const TILE: u32 = 700;
+        let mut streams = Streams::new(StreamOptions {
+            total_cap,
+            flow_cap,
+            gap_after: Duration::from_millis(300),
+            ..StreamOptions::default()
+        });
+        let mut sink = Given::default();
+        let mut now = 1_000_000_000;
+        let mut by_outcome: BTreeMap<PacketOutcome, u64> = BTreeMap::new();
+        let payload = [b'x'; TILE as usize];
+        for (n, tile, what, pause) in turns {
+            now += pause * 1_000_000;
+            let ends = ends(n);
+            let segment = |seq, flags, payload| Segment {
+                ts: Timestamp(now),
+                vni: None,
+                src: ends.src,
+                dst: ends.dst,
+                seq: Seq(seq),
+                ack: Seq(1),
+                flags,
+                payload,
+                cut: 0,
+                urgent: 0,
+            };
+            let isn = u32::MAX - 5_000;
+            let at = isn.wrapping_add(1 + tile * TILE);
+            let segment = match what {
+                0 | 1 => segment(isn, TcpFlags::SYN, &[]),
+                2 => segment(at, TcpFlags::FIN | TcpFlags::ACK, &[]),
+                3 => segment(at, TcpFlags::RST, &[]),
+                4 => segment(at, TcpFlags::FIN | TcpFlags::ACK, &payload),
+                _ => segment(at, TcpFlags::ACK, &payload),
+            };
+            let outcome = streams.push(&segment, &mut sink);
+            *by_outcome.entry(outcome).or_default() += segment.payload.len() as u64;
+            prop_assert!(streams.held_bytes() <= total_cap);
+        }
+        streams.finish(End::Eof, &mut sink);
+        let stats = streams.stats();
+        let of = |outcome| by_outcome.get(&outcome).copied().unwrap_or(0);
+        let taken = of(PacketOutcome::Stream) + of(PacketOutcome::OverCap);
+        prop_assert_eq!(taken, stats.delivered_bytes + stats.shed_bytes, "{:?} {:?}", by_outcome, stats);
+        prop_assert!(of(PacketOutcome::OverCap) <= stats.shed_bytes);
+        prop_assert_eq!((sink.bytes, sink.missing), (stats.delivered_bytes, stats.gap_bytes));
+        prop_assert_eq!(streams.held_bytes(), 0);
+        let known = [PacketOutcome::Stream, PacketOutcome::OverCap, PacketOutcome::Duplicate,
+            PacketOutcome::OutOfWindow, PacketOutcome::Control];
+        prop_assert!(by_outcome.keys().all(|outcome| known.contains(outcome)), "{:?}", by_outcome);
+        prop_assert_eq!(of(PacketOutcome::Control), 0, "payload that counts as none");
+    }
+}
+
+/// What the next stage got.
+#[derive(Default)]
+struct Given {
+    bytes: u64,
+    missing: u64,
+}
+
+impl Sink for Given {
+    fn chunk(&mut self, _: DirectionId, _: &Endpoints, chunk: Chunk<'_>) -> Interest {
+        match chunk {
+            Chunk::Data { bytes, .. } => self.bytes += bytes.len() as u64,
+            Chunk::Gap { len } => self.missing += len,
+            Chunk::Open { .. } | Chunk::Closed(_) => {}
+        }
+        Interest::Wanted
     }
 }
