@@ -12,6 +12,7 @@ use super::{Chunk, DirectionId, End, Endpoints, Interest, Sink, StreamOptions, S
 mod caps;
 mod delivery;
 mod ending;
+mod frames;
 mod gaps;
 mod held;
 mod late;
