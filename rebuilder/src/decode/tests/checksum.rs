@@ -295,7 +295,10 @@ fn windows_are_capped_and_the_one_that_is_used_stays() {
     }
     for n in 1..4 * MAX_CHECKSUM_WINDOWS {
         assert!(checksums.admit(true, path(n)));
-        assert!(checksums.admit(true, path(0)));
+        // Often enough to stay, too seldom to earn trust anew.
+        if n % 512 == 0 {
+            assert!(checksums.admit(true, path(0)));
+        }
         assert!(checksums.windows() <= MAX_CHECKSUM_WINDOWS);
     }
     assert_eq!(checksums.windows(), MAX_CHECKSUM_WINDOWS);

@@ -379,6 +379,18 @@ fn a_packet_waits_for_its_pieces_so_long_and_no_longer() {
     }
 }
 
+#[test]
+fn a_packet_times_out_also_behind_one_with_a_later_time_stamp() {
+    let packet = tcp(&[b'a'; 60]);
+    let mut bench = Bench::new();
+    let later = v4_piece(2, 6, &part(&packet, 0, 40));
+    assert_eq!(bench.at(200, LinkType::Raw, &later), WAIT);
+    let first = v4_piece(1, 6, &part(&packet, 0, 40));
+    assert_eq!(bench.at(100, LinkType::Raw, &first), WAIT);
+    let last = v4_piece(1, 6, &part(&packet, 40, 80));
+    assert_eq!(bench.at(131, LinkType::Raw, &last), WAIT);
+}
+
 /// A first piece of 1,480 bytes of packet `id`, from 10.0.`sender`.1.
 fn never_completed(sender: u8, id: u16) -> Vec<u8> {
     let mut frame = v4_piece(id, 6, &part(&tcp(&[b'a'; 3_000]), 0, 1_480));

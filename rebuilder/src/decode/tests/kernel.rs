@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use etherparse::{IpFragOffset, IpNumber, Ipv4Header, Ipv6FragmentHeader, Ipv6Header};
 use proptest::prelude::*;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
 use super::super::fragments::Reassembler;
 use super::super::{ip, link};
@@ -88,6 +88,16 @@ impl Kernel {
         };
         recv.set_read_timeout(Some(Duration::from_millis(200)))
             .unwrap();
+        // Of all the UDP on this machine ours alone, whose source ports begin with 0x7a or 0x7b; an IPv4 raw socket sees
+        // the IP header, too. Loads a byte, compares, compares, takes, drops.
+        recv.attach_filter(&[
+            SockFilter::new(0x30, 0, 0, if v6 { 0 } else { 20 }),
+            SockFilter::new(0x15, 1, 0, 0x7a),
+            SockFilter::new(0x15, 0, 1, 0x7b),
+            SockFilter::new(0x06, 0, 0, u32::MAX),
+            SockFilter::new(0x06, 0, 0, 0),
+        ])
+        .unwrap();
         Some(Self { v6, send, recv })
     }
 
