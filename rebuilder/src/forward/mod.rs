@@ -60,8 +60,8 @@ pub struct ForwardOptions {
     /// shown that it stays open behind an answer.
     pub pipeline: usize,
     /// `--queue-bytes`: bytes that wait for a connection (default 64 MiB), [`ITEM_OVERHEAD`] for each request
-    /// included. A new request beyond it is counted `queue_full`; a disputed one beyond half of it, or beyond a quarter
-    /// where that is one source's and half of it is taken, `quarantine_full`.
+    /// included. Where half of it is taken, one source may have a quarter; disputed requests may have half. A new request
+    /// beyond that is counted `queue_full`, a disputed one `quarantine_full`.
     pub queue_bytes: usize,
     /// `--inflight-bytes`: bytes of requests on connections, kept until they are answered (default 16 MiB), counted
     /// in the same way: half of them on shared connections, a quarter each where a connection carries one request. A single

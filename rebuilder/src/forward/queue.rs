@@ -1,6 +1,7 @@
 //! What waits for a connection. Pure.
 
 use std::collections::VecDeque;
+use std::collections::hash_map::{Entry, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Instant;
 
@@ -83,9 +84,9 @@ pub(super) enum Line {
 /// Why a new request is not taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
-    /// The whole queue.
+    /// The whole queue, or what one source may take of it.
     Queue,
-    /// What disputed requests may take of it, or what those of one source may.
+    /// The same of a disputed request, or what those may take of it.
     Quarantine,
 }
 
@@ -98,12 +99,15 @@ pub(super) struct PerSource {
 
 /// Requests that wait: one line for the shared connections, and two where the sources take turns.
 ///
-/// Disputed requests take half of the bytes at most; above half of the total, those of one source a quarter at most. So a
-/// flood of them fills its own part and is counted there, while well-framed requests find room.
+/// Disputed requests take half of the bytes at most; above half of the total, those of one source a quarter at most. So
+/// who floods is refused, while others find room.
 ///
-/// Invariants, checked by [`Queue::check`]: `shared_bytes` are those of `shared`, and those of [`Turns`].
+/// Invariants, checked by [`Queue::check`]: `shared_bytes` are those of `shared`; `sources` has the bytes of each source
+/// that has any; and those of [`Turns`].
 #[derive(Debug)]
 pub(super) struct Queue {
+    // Its keys are chosen by strangers: the standard library's hash is keyed.
+    sources: HashMap<Source, usize>,
     shared: VecDeque<Item>,
     shared_bytes: usize,
     leaving: Turns,
@@ -116,6 +120,7 @@ impl Queue {
     #[must_use]
     pub(super) fn new(bytes_max: usize, per_source: PerSource) -> Self {
         Self {
+            sources: HashMap::new(),
             shared: VecDeque::new(),
             shared_bytes: 0,
             leaving: Turns::new(per_source.leaving),
@@ -126,23 +131,21 @@ impl Queue {
 
     /// Takes a new request in, or says which cap is reached.
     pub(super) fn push(&mut self, item: Item) -> Result<(), Full> {
-        let after = self.bytes().saturating_add(item.cost());
-        if after > self.bytes_max {
-            return Err(Full::Queue);
-        }
-        if item.line() == Line::Quarantine {
-            let waiting = self.quarantine.bytes().saturating_add(item.cost());
-            let own = self
-                .quarantine
-                .bytes_of(item.source)
-                .saturating_add(item.cost());
-            let half = self.bytes_max / 2;
-            if waiting > half || (after > half && own > self.bytes_max / 4) {
-                return Err(Full::Quarantine);
+        let (half, quarter) = (self.bytes_max / 2, self.bytes_max / 4);
+        let after = |waiting: usize| waiting.saturating_add(item.cost());
+        let own = self.sources.get(&item.source).copied().unwrap_or(0);
+        let full = after(self.bytes()) > self.bytes_max
+            || (after(self.bytes()) > half && after(own) > quarter);
+        match item.line() {
+            Line::Quarantine if full || after(self.quarantine.bytes()) > half => {
+                Err(Full::Quarantine)
+            }
+            Line::Shared | Line::Leaving if full => Err(Full::Queue),
+            _ => {
+                self.enter(item, false);
+                Ok(())
             }
         }
-        self.enter(item, false);
-        Ok(())
     }
 
     /// Takes a request back that was on a connection. Always: its bytes were within the cap of what is in flight.
@@ -151,6 +154,7 @@ impl Queue {
     }
 
     fn enter(&mut self, item: Item, first: bool) {
+        *self.sources.entry(item.source).or_default() += item.cost();
         match item.line() {
             Line::Shared => {
                 self.shared_bytes = self.shared_bytes.saturating_add(item.cost());
@@ -178,7 +182,7 @@ impl Queue {
 
     /// Takes the next one of a line. Of one that goes alone, [`Queue::alone_done`] gives the source's place back.
     pub(super) fn pop(&mut self, line: Line, now: Instant) -> Option<Item> {
-        match line {
+        let item = match line {
             Line::Shared => {
                 let item = self.shared.pop_front()?;
                 self.shared_bytes = self.shared_bytes.saturating_sub(item.cost());
@@ -186,7 +190,14 @@ impl Queue {
             }
             Line::Leaving => self.leaving.pop(now),
             Line::Quarantine => self.quarantine.pop(now),
+        }?;
+        if let Entry::Occupied(mut own) = self.sources.entry(item.source) {
+            *own.get_mut() = own.get().saturating_sub(item.cost());
+            if *own.get() == 0 {
+                own.remove();
+            }
         }
+        Some(item)
     }
 
     /// The connection of a request that went alone has ended.
@@ -221,6 +232,7 @@ impl Queue {
     /// Throws everything away; says how many requests that were.
     pub(super) fn clear(&mut self) -> usize {
         let thrown = self.len();
+        self.sources = HashMap::new();
         self.shared = VecDeque::new();
         self.shared_bytes = 0;
         self.leaving.clear();
@@ -234,6 +246,12 @@ impl Queue {
         let shared: usize = self.shared.iter().map(Item::cost).sum();
         assert_eq!(self.shared_bytes, shared);
         assert!(self.shared.iter().all(|item| item.line() == Line::Shared));
+        let mut sources = HashMap::new();
+        let alone = self.leaving.waiting().chain(self.quarantine.waiting());
+        for item in self.shared.iter().chain(alone) {
+            *sources.entry(item.source).or_default() += item.cost();
+        }
+        assert_eq!(self.sources, sources);
         self.leaving.check();
         self.quarantine.check();
     }
@@ -267,43 +285,47 @@ mod tests {
     #[test]
     fn the_byte_cap_is_reached_and_the_next_request_is_not_taken() {
         let mut queue = Queue::new(10 * (1000 + ITEM_OVERHEAD), PER_SOURCE);
-        for _ in 0..10 {
-            queue.push(item(1, false, 1000)).unwrap();
+        for source in 0..10 {
+            queue.push(item(source, false, 1000)).unwrap();
         }
-        assert_eq!(queue.push(item(1, false, 0)), Err(Full::Queue));
+        assert_eq!(queue.push(item(11, false, 0)), Err(Full::Queue));
+        assert_eq!(queue.push(item(11, true, 0)), Err(Full::Quarantine));
         // Requests that come back from a connection are never refused.
         queue.put_back(item(1, false, 1000));
         assert_eq!(queue.bytes(), 11 * (1000 + ITEM_OVERHEAD));
         queue.check();
     }
 
+    /// How many requests of a source are taken in, one after the other.
+    fn taken(queue: &mut Queue, source: u8, alone: bool) -> usize {
+        let taken = (0..100)
+            .take_while(|_| queue.push(item(source, alone, 1000)).is_ok())
+            .count();
+        queue.check();
+        taken
+    }
+
     #[test]
-    fn disputed_requests_fill_half_of_the_queue_and_one_source_a_quarter_of_it() {
-        let cost = 1000 + ITEM_OVERHEAD;
-        let mut queue = Queue::new(40 * cost, PER_SOURCE);
+    fn disputed_requests_fill_half_of_the_queue() {
+        let mut queue = Queue::new(40 * (1000 + ITEM_OVERHEAD), PER_SOURCE);
         // Below half of the total nobody is limited by the source.
-        let taken = |queue: &mut Queue, source| {
-            (0..100)
-                .take_while(|_| queue.push(item(source, true, 1000)).is_ok())
-                .count()
-        };
-        assert_eq!(taken(&mut queue, 1), 20);
+        assert_eq!(taken(&mut queue, 1, true), 20);
         assert_eq!(queue.push(item(2, true, 1000)), Err(Full::Quarantine));
         // The other half is left to the others.
-        for _ in 0..20 {
-            queue.push(item(1, false, 1000)).unwrap();
-        }
-        assert_eq!(queue.push(item(2, false, 1000)), Err(Full::Queue));
-        queue.check();
+        assert_eq!(taken(&mut queue, 2, false), 10);
+        assert_eq!(taken(&mut queue, 3, false), 10);
+        assert_eq!(queue.push(item(4, false, 1000)), Err(Full::Queue));
+    }
 
-        // Above half of the total, a source has a quarter.
-        let mut queue = Queue::new(40 * cost, PER_SOURCE);
-        for _ in 0..15 {
-            queue.push(item(9, false, 1000)).unwrap();
+    #[test]
+    fn above_half_of_the_queue_a_source_has_a_quarter() {
+        for alone in [false, true] {
+            let mut queue = Queue::new(40 * (1000 + ITEM_OVERHEAD), PER_SOURCE);
+            assert_eq!(taken(&mut queue, 9, false), 20);
+            assert_eq!(taken(&mut queue, 1, alone), 10);
+            assert_eq!(taken(&mut queue, 2, alone), 10);
+            assert!(queue.push(item(3, alone, 1000)).is_err(), "all of it");
         }
-        assert_eq!(taken(&mut queue, 1), 10);
-        assert_eq!(taken(&mut queue, 2), 10);
-        queue.check();
     }
 
     #[test]

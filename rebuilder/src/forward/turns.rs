@@ -9,8 +9,6 @@ use super::queue::{Item, Source};
 #[derive(Debug, Default)]
 struct Share {
     waiting: VecDeque<Item>,
-    /// Bytes of what waits.
-    bytes: usize,
     /// Connections that it has.
     active: usize,
     /// Whether it stands in `Turns::turns`.
@@ -50,7 +48,6 @@ impl Turns {
         self.bytes = self.bytes.saturating_add(cost);
         self.len += 1;
         let share = self.shares.entry(source).or_default();
-        share.bytes = share.bytes.saturating_add(cost);
         if !share.in_turn && share.active < self.per_source {
             share.in_turn = true;
             self.turns.push_back(source);
@@ -86,7 +83,6 @@ impl Turns {
         let share = self.shares.get_mut(&source)?;
         share.in_turn = false;
         let item = share.waiting.pop_front()?;
-        share.bytes = share.bytes.saturating_sub(item.cost());
         share.active += 1;
         if !share.waiting.is_empty() && share.active < self.per_source {
             share.in_turn = true;
@@ -125,23 +121,22 @@ impl Turns {
         self.bytes
     }
 
-    /// Bytes that wait, of one source.
-    #[must_use]
-    pub(super) fn bytes_of(&self, source: Source) -> usize {
-        self.shares.get(&source).map_or(0, |share| share.bytes)
-    }
-
     /// Throws away what waits.
     pub(super) fn clear(&mut self) {
         self.shares.retain(|_, share| {
             share.waiting = VecDeque::new();
-            share.bytes = 0;
             share.in_turn = false;
             share.active > 0
         });
         self.turns = VecDeque::new();
         self.bytes = 0;
         self.len = 0;
+    }
+
+    /// What waits, in no particular order.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &Item> {
+        self.shares.values().flat_map(|share| &share.waiting)
     }
 
     /// Bytes of memory that it takes beside those of the requests themselves.
@@ -158,14 +153,9 @@ impl Turns {
     /// Panics where an invariant does not hold.
     #[cfg(test)]
     pub(super) fn check(&self) {
-        let waiting = || self.shares.values().flat_map(|share| &share.waiting);
-        assert_eq!(self.len, waiting().count());
-        assert_eq!(self.bytes, waiting().map(Item::cost).sum::<usize>());
+        assert_eq!(self.len, self.waiting().count());
+        assert_eq!(self.bytes, self.waiting().map(Item::cost).sum::<usize>());
         for (source, share) in &self.shares {
-            assert_eq!(
-                share.bytes,
-                share.waiting.iter().map(Item::cost).sum::<usize>()
-            );
             assert!(share.active <= self.per_source);
             assert!(share.active > 0 || !share.waiting.is_empty());
             let may = !share.waiting.is_empty() && share.active < self.per_source;

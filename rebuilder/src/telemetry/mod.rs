@@ -117,9 +117,9 @@ outcomes! {
         Delivered5xx => "delivered_5xx",
         /// The analyser closed the connection on this very request, twice.
         RefusedByAnalyser => "refused_by_analyser",
-        /// The queue of bytes waiting for the analyser was full.
+        /// The queue of bytes waiting for the analyser was full, or above half of it one source's quarter.
         QueueFull => "queue_full",
-        /// The part of that queue which disputed requests may take, or one source's part of it, was full.
+        /// The same of a disputed request, of which half of the queue may be.
         QuarantineFull => "quarantine_full",
         /// Not answered when `--drain-timeout` ended, or when a second SIGTERM came.
         DrainTimeout => "drain_timeout",

@@ -178,8 +178,10 @@ fn while_the_analyser_is_away_the_queue_fills_to_its_cap_and_delivery_resumes_by
             ..ForwardOptions::default()
         },
     );
-    for i in 0..400 {
-        worker.submit(&get(&format!("/{i}")));
+    for i in 0..400_u16 {
+        // Many sources: one alone may take half of the queue.
+        let source = [10, 0, 0, i.to_be_bytes()[1] % 8];
+        worker.submit(&from(source, get(&format!("/{i}"))));
         if i < 20 {
             worker.submit(&disputed(&format!("/{i}")));
         }
