@@ -6,7 +6,8 @@
 //! does not know its connection. Each worker asks [`Handover::route`] of every segment whose it is, by the same
 //! arithmetic as the kernel's, and puts those of others into their inboxes.
 //!
-//! An inbox holds at most [`MAX_HANDED_BYTES`]; what has no room is refused and so counted (`handover_full`). The packet
+//! An inbox holds at most [`MAX_HANDED_BYTES`]. Who has handed over so much waits before reading on
+//! ([`Handover::may_read`]); what has no room all the same is refused and so counted (`handover_full`). The packet
 //! of a segment that was handed over ends with the worker that takes it, in exactly one outcome.
 //!
 //! Segments of one connection that come by both ways may overtake each other, by as much as one worker is behind the
@@ -23,6 +24,12 @@ use crate::time::Timestamp;
 
 /// The most that may wait for one worker, in bytes, bookkeeping included.
 pub const MAX_HANDED_BYTES: usize = 8 << 20;
+
+/// Larger payloads than those of a jumbo frame are rare; should they come all the same, [`Route::Full`] says so.
+const LARGE_PAYLOAD: usize = 9000;
+
+/// Packets that a worker of many reads at least while every inbox is half empty.
+const LEAST_READ: usize = 128;
 
 /// Whose a segment is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +136,28 @@ impl Handover {
         (0..workers).map(side).collect()
     }
 
+    /// How many packets this worker may read before an inbox could be full, if all were for one that has least room.
+    /// What is not read waits in the socket's buffer, which is larger and whose loss the kernel counts; whoever is
+    /// behind takes from its inbox whether it may read or not, so nobody waits for ever.
+    #[must_use]
+    pub fn may_read(&self) -> usize {
+        let others = self.inboxes.iter().enumerate();
+        let least = others
+            .filter(|(worker, _)| *worker != self.own)
+            .map(|(_, inbox)| MAX_HANDED_BYTES.saturating_sub(inbox.bytes.load(Ordering::Relaxed)))
+            .min();
+        let Some(room) = least else {
+            return usize::MAX;
+        };
+        // All others may do the same at this moment.
+        let share = room / Handed::cost(LARGE_PAYLOAD) / (self.inboxes.len() - 1);
+        if room >= MAX_HANDED_BYTES / 2 {
+            share.max(LEAST_READ)
+        } else {
+            share
+        }
+    }
+
     /// How many segments went to other workers.
     #[must_use]
     pub fn handed(&self) -> u64 {
@@ -180,6 +209,9 @@ impl Handover {
                     self.handed += count;
                 }
                 None => {
+                    let cost = |handed: &Handed| Handed::cost(handed.payload.len());
+                    let bytes = outgoing.iter().map(cost).sum();
+                    inbox.bytes.fetch_sub(bytes, Ordering::Relaxed);
                     outgoing.clear();
                     late += count;
                 }

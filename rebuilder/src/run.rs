@@ -21,7 +21,7 @@ use crate::handover::Handover;
 use crate::http::{Cidr, Flags, Request, is_health_check};
 use crate::pipeline::{Pipeline, PipelineOptions};
 use crate::receive::udp::{self, BindError, SCANT_RECEIVE_BUFFER, UdpOptions, UdpReceiver};
-use crate::stream::End;
+use crate::stream::{End, SET_BACK};
 use crate::telemetry::{
     AdminError, AdminOptions, AdminServer, Counter, Gauge, Health, LoadMeter, Metrics,
     PacketOutcome, RequestOutcome, WorkerCounters,
@@ -46,6 +46,11 @@ const LOAD_WINDOW: Duration = Duration::from_secs(1);
 
 /// Packets taken from the socket before the analyser's connections get their turn.
 const DRAIN_BUDGET: usize = 1024;
+
+/// How long a read may have taken for the time before it to count. Half of what the stream stage takes for a clock that
+/// was set back.
+const LONGEST_READ: Duration = Duration::from_millis(500);
+const _: () = assert!(2 * LONGEST_READ.as_millis() <= SET_BACK.as_millis());
 
 /// How long, after SIGTERM, what the kernel still holds is read before the socket is given up.
 const LAST_READ: Duration = Duration::from_secs(2);
@@ -367,13 +372,28 @@ struct Worker {
     drain_timeout: Duration,
 }
 
+/// How a read of the socket ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Read {
+    /// Nothing is left.
+    Empty,
+    /// The budget is used up.
+    More,
+    /// Another worker must first take what was handed over to it.
+    BackedUp,
+}
+
 impl Worker {
     fn run(mut self) {
         let mut load = LoadMeter::new(LOAD_WINDOW, Instant::now());
         while !self.stop.draining.load(Ordering::Acquire) {
-            let empty = self.read();
+            let read = self.read();
             self.count_extracted();
-            let wait = if empty { TICK } else { Duration::ZERO };
+            let wait = if read == Read::More {
+                Duration::ZERO
+            } else {
+                TICK
+            };
             load.idle(self.forwarder.poll(wait, Instant::now()));
             let now = Instant::now();
             if let Some(ratio) = load.sample(now) {
@@ -388,8 +408,8 @@ impl Worker {
         self.drain();
     }
 
-    /// Takes what the socket holds, up to the budget; whether it was found empty.
-    fn read(&mut self) -> bool {
+    /// Takes what the socket holds, up to the budget.
+    fn read(&mut self) -> Read {
         let Self {
             receiver,
             pipeline,
@@ -403,7 +423,8 @@ impl Worker {
         // Taken before reading: all that had arrived by then is read when the socket is found empty. Taken behind it, a
         // pause of this thread in between would let flow time pass packets that have arrived and are not read.
         let now = wall_clock();
-        let drained = receiver.drain(DRAIN_BUDGET, now, |frame| {
+        let budget = DRAIN_BUDGET.min(handover.may_read());
+        let drained = receiver.drain(budget, now, |frame| {
             let route = |segment: &Segment<'_>| handover.route(segment);
             if let Some(outcome) = pipeline.steered_frame(&frame, route, &mut submit) {
                 counters.packet(outcome);
@@ -414,10 +435,14 @@ impl Worker {
         handover.take(|segment| counters.packet(pipeline.segment(segment, &mut submit)));
         match drained {
             Ok(drained) => {
-                if drained.empty {
+                if drained.empty && is_recent(now, wall_clock()) {
                     pipeline.advance(now, &mut submit);
                 }
-                drained.empty
+                match (drained.empty, budget) {
+                    (true, _) => Read::Empty,
+                    (false, 0) => Read::BackedUp,
+                    (false, _) => Read::More,
+                }
             }
             Err(e) => {
                 // Nothing that a UDP socket reports is final (ENOBUFS, ENOMEM). Said once for each kind, and the tick
@@ -428,9 +453,23 @@ impl Worker {
                         "the packet socket reports: {e}; reading goes on"
                     );
                 }
-                true
+                Read::Empty
             }
         }
+    }
+
+    /// Takes what other workers have handed over, so that they may read on.
+    fn take_handed(&mut self) {
+        let Self {
+            pipeline,
+            forwarder,
+            counters,
+            selection,
+            handover,
+            ..
+        } = self;
+        let mut submit = |request: Request| submit(forwarder, counters, selection, &request);
+        handover.take(|segment| counters.packet(pipeline.segment(segment, &mut submit)));
     }
 
     /// The extractor's own count of what it found, at every turn: with the outcomes and what is in flight, which are
@@ -481,13 +520,14 @@ impl Worker {
     /// What has arrived is read, what is held is flushed, what is in flight is answered or counted.
     fn drain(mut self) {
         let begun = Instant::now();
-        while !self.read() && begun.elapsed() < LAST_READ {
+        while self.read() != Read::Empty && begun.elapsed() < LAST_READ {
             self.count_extracted();
             self.forwarder.poll(Duration::ZERO, Instant::now());
         }
         self.handover.stop_sending();
         // What others still read may be ours. None of them reads longer than we may.
         while !self.handover.is_last() && begun.elapsed() < 2 * LAST_READ {
+            self.take_handed();
             self.forwarder.poll(TICK, Instant::now());
             self.health.beat(self.index, Instant::now());
         }
@@ -568,9 +608,35 @@ impl Published {
     }
 }
 
+/// Whether what the clock said before reading is still of use behind it. Where this thread had to wait in between (a busy
+/// machine, a paused one), what it has read may be a second later than that, and to the stream stage a trusted clock that
+/// is behind by a second has been set back: flow time would run ahead by that second from then on, and holes that are
+/// being filled would be given up. The next turn asks anew.
+fn is_recent(before: Timestamp, after: Timestamp) -> bool {
+    after.since(before) <= LONGEST_READ
+}
+
 fn wall_clock() -> Timestamp {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     Timestamp(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_that_took_half_a_second_says_nothing_of_the_time_now() {
+        let (before, longest) = (Timestamp(7), LONGEST_READ);
+        assert!(is_recent(before, before));
+        assert!(is_recent(before, before + longest));
+        assert!(!is_recent(
+            before,
+            before + longest + Duration::from_nanos(1)
+        ));
+        // A clock that was set back meanwhile is believed: the stream stage knows what to do then.
+        assert!(is_recent(before + Duration::from_secs(3600), before));
+    }
 }

@@ -77,6 +77,36 @@ fn the_cap_is_reached_and_what_has_no_room_is_refused() {
 }
 
 #[test]
+fn who_has_handed_over_much_reads_on_when_it_was_taken() {
+    let (mut first, mut second, src, dst) = two();
+    let payload = [0; LARGE_PAYLOAD];
+    let most = first.may_read();
+    assert!(most > 800);
+    // It reads no more than it may, and so nothing is refused.
+    let mut read = 0;
+    loop {
+        let may = first.may_read();
+        if may == 0 {
+            break;
+        }
+        for _ in 0..may.min(200) {
+            assert_eq!(first.route(&segment(src, dst, &payload)), Route::Handed);
+            read += 1;
+        }
+        first.flush();
+    }
+    assert!(read >= most, "{read} of {most}");
+    assert!(second.may_read() > 0, "who is behind reads on");
+    assert_eq!(second.take(|_| ()), read);
+    assert_eq!(first.may_read(), most);
+    // What comes too late takes no room.
+    second.close(|_| ());
+    first.route(&segment(src, dst, &payload));
+    assert_eq!((first.flush(), first.may_read()), (1, most));
+    assert_eq!(Handover::group(1).pop().unwrap().may_read(), usize::MAX);
+}
+
+#[test]
 fn nothing_is_lost_when_workers_end_one_after_the_other() {
     let (mut first, mut second, src, dst) = two();
     first.route(&segment(src, dst, b"a"));

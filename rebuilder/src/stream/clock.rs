@@ -14,7 +14,7 @@ const BEHIND: Duration = Duration::from_secs(60);
 /// For so long of their own time must packets be behind before time goes on from them.
 const STEADY: Duration = Duration::from_secs(1);
 /// A trusted clock further behind than this was set back.
-const SET_BACK: Duration = Duration::from_secs(1);
+pub(crate) const SET_BACK: Duration = Duration::from_secs(1);
 
 /// The largest packet time so far. An earlier packet does not move it back; one that is more than an hour ahead moves
 /// it only when the next packets agree, so that one broken time stamp expires nothing.

@@ -86,6 +86,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use clock::SET_BACK;
 pub use offset::StreamOffset;
 pub use table::{Stats, Streams};
 

@@ -82,7 +82,10 @@ impl Arrival {
     pub(super) fn is_exactly(&self, request: &Request) -> Result<(), String> {
         let (head, body) = request.bytes.split_at(request.head);
         if self.flags.contains("truncated") {
-            return Err("truncated, though every byte was captured".to_owned());
+            return Err(format!(
+                "truncated to {} bytes, though every byte was captured",
+                self.body.len()
+            ));
         }
         if self.head != self.as_sent_on(head) {
             return Err(format!("another head arrived, {}", shown(&self.head)));
