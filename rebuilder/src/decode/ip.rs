@@ -44,6 +44,17 @@ impl IpPacket<'_> {
     pub(super) fn is_whole(&self) -> bool {
         self.sized && self.missing == 0
     }
+
+    /// The same packet, its payload in `buffer`; for one in pieces, which has no header.
+    pub(super) fn moved_to(self, buffer: &mut Vec<u8>) -> IpPacket<'_> {
+        buffer.clear();
+        buffer.extend_from_slice(self.payload);
+        IpPacket {
+            payload: buffer,
+            v4_header: &[],
+            ..self
+        }
+    }
 }
 
 /// A piece of an IP packet that was sent in several.

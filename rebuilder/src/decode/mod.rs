@@ -117,6 +117,8 @@ pub struct Decoder {
     options: DecodeOptions,
     fragments: fragments::Reassembler,
     checksums: checksum::Checksums,
+    /// The packets that became whole with the last frame, the outermost first.
+    whole: [Vec<u8>; MAX_TUNNEL_DEPTH + 1],
 }
 
 impl Decoder {
@@ -126,6 +128,7 @@ impl Decoder {
         Self {
             fragments: fragments::Reassembler::default(),
             checksums: checksum::Checksums::new(options.checksum),
+            whole: Default::default(),
             options,
         }
     }
@@ -161,11 +164,14 @@ impl Decoder {
     /// `bad_tcp`.
     pub fn decode<'a>(&'a mut self, frame: &Frame<'a>) -> Result<Segment<'a>, PacketOutcome> {
         let Self {
-            options, checksums, ..
+            options,
+            fragments,
+            checksums,
+            whole,
         } = self;
-        // A packet that is itself whole again because of this frame borrows from the store, so that there is one such
-        // packet a frame; fragments within fragments end as such.
-        let mut fragments = Some(&mut self.fragments);
+        // A packet in pieces may hold a tunnel that holds a piece of another one: each that this frame completes has a
+        // buffer of its own.
+        let mut whole = whole.iter_mut();
         let mut vni = None;
         let mut link = frame.link;
         let mut data = frame.data;
@@ -194,8 +200,9 @@ impl Decoder {
                             return Err(PacketOutcome::BadChecksum);
                         }
                     }
-                    let store = fragments.take().ok_or(PacketOutcome::Fragment)?;
-                    store.add(frame.ts, vni, &piece)?
+                    let packet = fragments.add(frame.ts, vni, &piece)?;
+                    let buffer = whole.next().ok_or(PacketOutcome::NotTcp)?;
+                    packet.moved_to(buffer)
                 }
                 // That there is no IP in it proves that the packet is bare; a damaged one proves nothing.
                 Err(PacketOutcome::NotIp) => {

@@ -73,7 +73,7 @@ outcomes! {
         Tunnel => "tunnel",
         /// A sequence number outside every window of its flow.
         OutOfWindow => "out_of_window",
-        /// Bytes refused because a flow or the whole table had reached its cap.
+        /// Bytes refused because a flow or the whole table had reached its cap, or a fragment's sender its share.
         OverCap => "over_cap",
         /// It had to go on to the worker that holds its connection, whose queue was full.
         HandoverFull => "handover_full",
@@ -81,7 +81,7 @@ outcomes! {
         NotTcp => "not_tcp",
         /// Neither IPv4 nor IPv6 (ARP, LLDP, ...).
         NotIp => "not_ip",
-        /// A fragment of an inner packet.
+        /// A fragment of an inner packet that is not whole yet; the one that completes it has the packet's outcome.
         Fragment => "fragment",
         /// A capture file's link type that is not read.
         LinkType => "link_type",
@@ -97,7 +97,7 @@ outcomes! {
         BadVxlan => "bad_vxlan",
         /// A frame that ends inside its Ethernet, VLAN or other link header.
         BadLink => "bad_link",
-        /// A frame that ends inside or lies about its IP header.
+        /// A frame that ends inside or lies about its IP header, or a fragment that contradicts others.
         BadIp => "bad_ip",
         /// A frame that ends inside or lies about its TCP header.
         BadTcp => "bad_tcp",

@@ -158,6 +158,23 @@ fn a_vxlan_datagram_in_pieces_is_opened() {
 }
 
 #[test]
+fn pieces_within_packets_that_came_in_pieces_are_put_together() {
+    // A pod's packet in two pieces, each in a packet of its node; the node's MTU cuts the first of those up, too.
+    let inner = tcp(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    let inner = pieces(&inner, 32).into_iter().map(|piece| {
+        let frame = [&v4_frame(b"")[..14], &v4_piece(5, 6, &piece)].concat();
+        datagram(8472, &vxlan(9, &frame))
+    });
+    let [first, second] = inner.collect::<Vec<_>>().try_into().unwrap();
+    let mut bench = Bench::new();
+    for piece in pieces(&first[34..], 48) {
+        assert_eq!(bench.raw(&v4_piece(6, 17, &piece)), WAIT);
+    }
+    let whole = Ok((b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), 0));
+    assert_eq!(bench.at(1, LinkType::Ethernet, &second), whole);
+}
+
+#[test]
 fn pieces_of_other_packets_do_not_mix() {
     let (one, two) = (tcp(&[b'1'; 80]), tcp(&[b'2'; 80]));
     let (one, two) = (pieces(&one, 64), pieces(&two, 64));
