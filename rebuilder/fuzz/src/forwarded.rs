@@ -305,10 +305,13 @@ fn read_again(request: &Request, sent: &Outgoing) {
         text(first.bytes(&first.method)),
         text(request.bytes(&request.method))
     );
-    assert_eq!(
-        text(first.bytes(&first.target)),
-        text(request.bytes(&request.target))
-    );
+    // Behind a bare CR a name is defused even there.
+    let (target, captured) = (first.bytes(&first.target), request.bytes(&request.target));
+    assert_eq!(target.len(), captured.len());
+    let same = target.iter().enumerate().all(|(i, b)| {
+        *b == captured[i] || (*b == b'Z' && begins_like_ours(&captured[i..], Field::Other))
+    });
+    assert!(same, "{:?}", text(target));
     assert_eq!(first.version, request.version);
     if request.flags.contains(Flags::DISPUTED) {
         return;

@@ -179,6 +179,10 @@ impl HeadScan {
         match found {
             Scan::More if longer(data.len()) => Scan::Reject(self.too_long(max_head)),
             Scan::Complete(end) if longer(end) => Scan::Reject(self.too_long(max_head)),
+            // In pieces, so long a line is given up before it is known what it was to be.
+            Scan::Reject(Reject::Nearly) if longer(self.pos.saturating_sub(1)) => {
+                Scan::Reject(self.too_long(max_head))
+            }
             Scan::Reject(Reject::Garbage | Reject::Nearly) if self.only_connect => {
                 Scan::Reject(Reject::NotConnect)
             }

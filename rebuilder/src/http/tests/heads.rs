@@ -438,3 +438,23 @@ fn bytes_that_waited_for_a_proxy_header_are_read_again_as_what_they_are() {
     let bytes: Vec<Event> = text.iter().map(|b| seg([*b])).collect();
     assert_eq!(run(&bytes).lines(), outcome.lines());
 }
+
+/// Found by the fuzzer: whether the line was nearly a request line was looked at only where it came in one piece.
+#[test]
+fn a_line_longer_than_any_head_is_the_same_garbage_however_it_is_cut() {
+    let options = || HttpOptions {
+        max_head: 60,
+        ..HttpOptions::default()
+    };
+    for len in [56, 57, 58, 90] {
+        let text = format!("{} HTTP/x\n", "a".repeat(len - 7));
+        let whole = run_with(options(), false, &[seg(&text)], End::Fin);
+        for at in 1..text.len() {
+            let (first, rest) = text.split_at(at);
+            let pieces = [seg(first), More(rest.as_bytes().to_vec())];
+            let cut = run_with(options(), false, &pieces, End::Fin);
+            assert_eq!(cut.interest, whole.interest, "{len} {at}");
+            assert_eq!(cut.counters, whole.counters, "{len} {at}");
+        }
+    }
+}
