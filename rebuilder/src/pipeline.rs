@@ -95,7 +95,7 @@ impl Pipeline {
         }
     }
 
-    /// Takes a segment that another worker has decoded.
+    /// Takes a segment that another worker has decoded. It does not move flow time, see [`Streams::push_handed`].
     pub fn segment(
         &mut self,
         segment: &Segment<'_>,
@@ -106,7 +106,7 @@ impl Pipeline {
             extractor: &mut self.extractor,
             out,
         };
-        self.streams.push(segment, &mut sink)
+        self.streams.push_handed(segment, &mut sink)
     }
 
     /// Moves flow time to `now`: holes grow old and idle flows end. Call it with the wall clock only when the socket

@@ -72,6 +72,14 @@ impl FlowClock {
         now
     }
 
+    /// Flow time as it is; the first packet's where there was none before.
+    pub(super) fn first(&mut self, ts: Timestamp) -> Timestamp {
+        match self.now {
+            Some(now) => now,
+            None => self.observe(ts),
+        }
+    }
+
     /// Takes a time from a trusted clock (an idle socket's wall clock, the end of a file).
     pub(super) fn advance(&mut self, to: Timestamp) -> Timestamp {
         let to = to + self.ahead;

@@ -81,6 +81,22 @@ impl Streams {
     /// directions may come too.
     pub fn push(&mut self, seg: &Segment<'_>, sink: &mut impl Sink) -> PacketOutcome {
         let now = self.clock.observe(seg.ts);
+        self.push_at(now, seg, sink)
+    }
+
+    /// Takes a segment that came past the packets that wait to be read, from a worker that may be ahead of this one. Its
+    /// time moves flow time no more than those would: they may fill the holes that would grow old.
+    pub fn push_handed(&mut self, seg: &Segment<'_>, sink: &mut impl Sink) -> PacketOutcome {
+        let now = self.clock.first(seg.ts);
+        self.push_at(now, seg, sink)
+    }
+
+    fn push_at(
+        &mut self,
+        now: Timestamp,
+        seg: &Segment<'_>,
+        sink: &mut impl Sink,
+    ) -> PacketOutcome {
         if now >= self.next_due {
             self.expire(now, sink);
         }

@@ -380,3 +380,35 @@ fn a_stream_that_lost_its_first_segment_begins_with_a_gap() {
     );
     assert_eq!(lab.text(), "~~~de");
 }
+
+/// Another worker may be seconds ahead of one that has packets to read. The bytes that fill a hole may be among them.
+#[test]
+fn a_segment_handed_over_from_the_future_makes_no_hole_old() {
+    let mut lab = Lab::after_syn(99);
+    lab.push(&seg(104, b"efgh"));
+    // Of another connection, ten seconds later.
+    let other = seg(500, b"other").src("10.0.0.9:4000");
+    let handed = Segment {
+        ts: Timestamp(lab.now + 10 * SECOND),
+        vni: None,
+        src: other.src,
+        dst: other.dst,
+        seq: Seq(other.seq),
+        ack: Seq(0),
+        flags: other.flags,
+        urgent: 0,
+        payload: &other.payload,
+        cut: 0,
+    };
+    let outcome = lab.streams.push_handed(&handed, &mut lab.sink);
+    assert_eq!(outcome, PacketOutcome::Stream);
+    lab.push(&seg(100, b"abcd"));
+    let [log] = &lab.logs(CLIENT)[..] else {
+        panic!("one direction");
+    };
+    assert_eq!(text(log), b"abcdefgh");
+    // It keeps its own time for what is told of it, and a table that has none takes it.
+    let mut empty = Lab::new();
+    empty.streams.push_handed(&handed, &mut empty.sink);
+    assert_eq!(empty.streams.now(), handed.ts);
+}
