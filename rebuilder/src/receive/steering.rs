@@ -5,24 +5,31 @@
 //! different outer sources), so the inner addresses and ports are hashed, symmetrically: addresses and ports of both
 //! ends are XORed, the result is mixed and reduced to the number of workers.
 //!
-//! The program sees the UDP payload from its first byte: a VXLAN header, an untagged Ethernet frame (mirrored frames
-//! carry no tag in AWS), IP. Inner packets that are not TCP, and fragments, are spread by their addresses alone;
-//! whatever is not IP, or too short, goes to worker 0. What is a TCP segment all the same, once it is decoded, goes on
-//! to the worker that [`owner`] names (`handover.rs`).
+//! The program sees the UDP payload from its first byte: a VXLAN header (on the port of GENEVE, behind what a Gateway
+//! Load Balancer writes), an untagged Ethernet frame (mirrored frames carry no tag in AWS), IP. Inner packets that are
+//! not TCP, and fragments, are spread by their addresses alone; whatever is not IP, or too short, goes to worker 0. What
+//! is a TCP segment all the same, once it is decoded, goes on to the worker that [`owner`] names (`handover.rs`).
 
 use std::net::{IpAddr, SocketAddr};
 
 use libc::{
-    BPF_A, BPF_ABS, BPF_ALU, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD,
-    BPF_LDX, BPF_MEM, BPF_MISC, BPF_MOD, BPF_MSH, BPF_MUL, BPF_RET, BPF_RSH, BPF_ST, BPF_TAX,
-    BPF_W, BPF_X, BPF_XOR, sock_filter,
+    BPF_A, BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K,
+    BPF_LD, BPF_LDX, BPF_MEM, BPF_MISC, BPF_MOD, BPF_MSH, BPF_MUL, BPF_RET, BPF_RSH, BPF_ST,
+    BPF_TAX, BPF_W, BPF_X, BPF_XOR, sock_filter,
 };
 
-/// Behind the VXLAN header (8) and both MAC addresses (12).
+use super::LinkType;
+
+/// From the VXLAN header on: behind it (8) and both MAC addresses (12).
 const ETHERTYPE: u32 = 20;
-/// Where the inner IP header begins.
+/// From the VXLAN header on, where the inner IP header begins.
 const IP: u32 = 22;
 const TCP: u32 = 6;
+const UDP: u32 = 17;
+
+/// Where a Gateway Load Balancer puts the VXLAN header: behind GENEVE (8) with its three options (12, 12 and 8), IPv4
+/// without options (20) and UDP (8).
+const BEHIND_GATEWAY: u32 = 68;
 
 /// 2^32 over the golden ratio: multiplying by it carries every low bit upwards (Knuth, TAOCP 3, §6.4).
 const MIX: u32 = 0x9e37_79b1;
@@ -106,8 +113,39 @@ pub(crate) fn owner(src: SocketAddr, dst: SocketAddr, workers: usize) -> usize {
     usize::try_from(mixed).map_or(0, |mixed| mixed % workers.max(1))
 }
 
-/// The program for a group of `workers` sockets (at least one); it returns the index of one of them.
-pub(super) fn program(workers: u32) -> Vec<sock_filter> {
+/// The program for a group of `workers` sockets (at least one) that take datagrams of this kind; it returns the index
+/// of one of them.
+///
+/// Of GENEVE it reads what a Gateway Load Balancer writes around a mirrored packet; anything else goes to worker 0.
+pub(super) fn program(workers: u32, link: LinkType) -> Vec<sock_filter> {
+    if link != LinkType::Geneve {
+        return steer(workers, 0);
+    }
+    let mut program = Vec::new();
+    // A value in `mode` at `at`, under `mask`, that must be `wanted`.
+    let mut check = |mode: u32, at: u32, mask: u32, wanted: u32| {
+        program.extend([
+            op(BPF_LD | mode | BPF_ABS, at),
+            op(BPF_ALU | BPF_AND | BPF_K, mask),
+            jump(BPF_JMP | BPF_JEQ | BPF_K, wanted, 1, 0),
+            op(BPF_RET | BPF_K, 0),
+        ]);
+    };
+    // GENEVE: version 0, 32 bytes of options, IPv4 in it.
+    check(BPF_B, 0, 0xff, 8);
+    check(BPF_H, 2, 0xffff, 0x0800);
+    // IPv4: no options, no piece, UDP.
+    check(BPF_B, 40, 0xff, 0x45);
+    check(BPF_H, 46, 0x3fff, 0);
+    check(BPF_B, 49, 0xff, UDP);
+    check(BPF_H, 62, 0xffff, 4789);
+    program.extend(steer(workers, BEHIND_GATEWAY));
+    program
+}
+
+/// The part behind all checks; `base` is where the VXLAN header begins.
+fn steer(workers: u32, base: u32) -> Vec<sock_filter> {
+    let (ethertype, ip) = (base + ETHERTYPE, base + IP);
     let mix = [
         op(BPF_LD | BPF_W | BPF_MEM, HASH),
         op(BPF_ALU | BPF_MUL | BPF_K, MIX),
@@ -118,20 +156,20 @@ pub(super) fn program(workers: u32) -> Vec<sock_filter> {
 
     // IPv6: next header at 6, addresses at 8. Extension headers are not walked: such a packet is hashed by its
     // addresses alone.
-    let ports = hash_ports(BPF_ABS, IP + 40);
-    let mut v6 = hash_words(IP + 8, 8);
-    v6.push(load_byte(IP + 6));
+    let ports = hash_ports(BPF_ABS, ip + 40);
+    let mut v6 = hash_words(ip + 8, 8);
+    v6.push(load_byte(ip + 6));
     v6.push(jump(BPF_JMP | BPF_JEQ | BPF_K, TCP, 0, ports.len()));
     v6.extend(ports);
 
     // IPv4: flags and fragment offset at 6, protocol at 9, addresses at 12, ports behind the options.
-    let ports = hash_ports(BPF_IND, IP);
-    let mut v4 = hash_words(IP + 12, 2);
-    v4.push(load_byte(IP + 9));
+    let ports = hash_ports(BPF_IND, ip);
+    let mut v4 = hash_words(ip + 12, 2);
+    v4.push(load_byte(ip + 9));
     v4.push(jump(BPF_JMP | BPF_JEQ | BPF_K, TCP, 0, ports.len() + 3));
-    v4.push(load_half(IP + 6));
+    v4.push(load_half(ip + 6));
     v4.push(jump(BPF_JMP | BPF_JSET | BPF_K, 0x3fff, ports.len() + 1, 0));
-    v4.push(op(BPF_LDX | BPF_B | BPF_MSH, IP));
+    v4.push(op(BPF_LDX | BPF_B | BPF_MSH, ip));
     v4.extend(ports);
     // Over the IPv6 block and the test before it.
     v4.push(op(
@@ -140,7 +178,7 @@ pub(super) fn program(workers: u32) -> Vec<sock_filter> {
     ));
 
     let mut program = vec![
-        load_half(ETHERTYPE),
+        load_half(ethertype),
         jump(BPF_JMP | BPF_JEQ | BPF_K, 0x0800, 0, v4.len()),
     ];
     program.extend(v4);

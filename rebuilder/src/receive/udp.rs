@@ -193,7 +193,7 @@ pub fn bind_group(
         }
         // Any member will do; the last one certainly joined a group.
         if let Some(last) = group.last() {
-            steer(&last.socket, workers)
+            steer(&last.socket, workers, link_type(addr.port()))
                 .map_err(BindError::at(addr, "steering connections to workers"))?;
         }
     }
@@ -201,9 +201,9 @@ pub fn bind_group(
 }
 
 /// Attaches the program that picks the worker.
-fn steer(socket: &Socket, workers: usize) -> io::Result<()> {
+fn steer(socket: &Socket, workers: usize, link: LinkType) -> io::Result<()> {
     let workers = u32::try_from(workers).map_err(io::Error::other)?;
-    let mut program = steering::program(workers);
+    let mut program = steering::program(workers, link);
     let program = libc::sock_fprog {
         len: u16::try_from(program.len()).map_err(io::Error::other)?,
         filter: program.as_mut_ptr(),

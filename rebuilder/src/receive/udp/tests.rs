@@ -184,7 +184,32 @@ fn mirrored(vni: u32, src: (IpAddr, u16), dst: (IpAddr, u16), options: bool) -> 
 
 #[test]
 fn both_directions_and_every_copy_of_a_connection_reach_one_worker_and_all_workers_work() {
-    let mut group = bind_group(LOOPBACK, 4, &UdpOptions::default()).unwrap();
+    connections_reach_one_worker_each(LOOPBACK, |datagram| datagram);
+}
+
+#[test]
+fn behind_a_gateway_load_balancer_too_all_workers_work() {
+    // The port is what tells, so the address must be of this run alone.
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    let own = Ipv4Addr::new(127, a | 0x20, b, c);
+    connections_reach_one_worker_each((own, GENEVE_PORT).into(), |datagram| {
+        // RFC 8926 §3.4: 32 bytes of options (three of class 0x0108), then IPv4, UDP and VXLAN.
+        let mut outer = vec![8, 0, 0x08, 0x00, 0, 0, 0, 0];
+        for (kind, words) in [(1, 2), (2, 2), (3, 1)] {
+            outer.extend([1, 8, kind, words]);
+            outer.extend(vec![kind; usize::from(words) * 4]);
+        }
+        PacketBuilder::ipv4([172, 31, 0, 1], [172, 31, 0, 2], 255)
+            .udp(65_500, 4789)
+            .write(&mut outer, &datagram)
+            .unwrap();
+        outer
+    });
+}
+
+/// Sends 200 connections, each with both directions and a copy of both, as `wrap` wraps them.
+fn connections_reach_one_worker_each(listen: SocketAddr, wrap: impl Fn(Vec<u8>) -> Vec<u8>) {
+    let mut group = bind_group(listen, 4, &UdpOptions::default()).unwrap();
     let to = group[0].local_addr();
     // The second copy comes from another machine.
     let senders = [sender(), sender()];
@@ -218,7 +243,9 @@ fn both_directions_and_every_copy_of_a_connection_reach_one_worker_and_all_worke
             for packet in [
                 mirrored(vni, a, b, false),
                 mirrored(vni, b, a, flow % 4 == 0),
-            ] {
+            ]
+            .map(&wrap)
+            {
                 sender.send_to(&packet, to).unwrap();
                 flow_of.insert(packet, flow);
             }
