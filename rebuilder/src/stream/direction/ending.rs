@@ -110,7 +110,9 @@ impl Direction {
         }
         let known_end = self.fin.map_or(self.high, |(fin, _)| fin.max(self.high));
         self.give_up_until(known_end, env, sink);
-        let end = match (self.fin, self.reset) {
+        // One that a stray hid from what contradicted it is no end.
+        let fin = self.fin.filter(|(fin, _)| *fin >= self.next);
+        let end = match (fin, self.reset) {
             (Some(_), _) => End::Fin,
             (None, Some(_)) => End::Reset,
             (None, None) => end,
