@@ -230,6 +230,24 @@ pub(crate) fn resegment(frame: &Owned, cuts: &[usize]) -> Vec<Owned> {
         .collect()
 }
 
+/// A segment of the same direction with other contents, whole: `seq_by` is added to the sequence number.
+pub(crate) fn forged(frame: &Owned, seq_by: u32, flags: u8, payload: &[u8]) -> Option<Owned> {
+    let at = layout(frame.link, &frame.data)?;
+    let mut data = frame.data[..at.payload].to_vec();
+    let seq = u32::from_be_bytes(data[at.tcp + 4..at.tcp + 8].try_into().unwrap());
+    data[at.tcp + 4..at.tcp + 8].copy_from_slice(&seq.wrapping_add(seq_by).to_be_bytes());
+    data[at.tcp + 13] = flags;
+    data.extend_from_slice(payload);
+    finish(&mut data, at, 0, Checksum::Good);
+    Some(frame.with(data))
+}
+
+/// The payload of a whole TCP packet, and its flags.
+pub(crate) fn contents(frame: &Owned) -> Option<(&[u8], u8)> {
+    let at = layout(frame.link, &frame.data)?;
+    Some((&frame.data[at.payload..at.end], frame.data[at.tcp + 13]))
+}
+
 /// Four bytes of options (no operation, end of the list) in the IPv4 header of a TCP packet, where there is room.
 pub(crate) fn with_ipv4_options(frame: &Owned) -> Owned {
     let at = match layout(frame.link, &frame.data) {
