@@ -18,6 +18,10 @@ use crate::telemetry::Counter;
 /// Connections that linger until their last answer has come, for each one that takes requests.
 const LINGERING: usize = 2;
 
+/// Connections for one request that are opened at once, of each line, before shared requests get their turn: opening one
+/// takes some tens of microseconds.
+const OPENED_MAX: usize = 8;
+
 /// The slots of each line.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Places {
@@ -158,11 +162,15 @@ impl Forwarder {
 
     /// A fresh connection for each, that nothing else goes on.
     fn dispatch_alone(&mut self, line: Line, now: Instant) {
-        while let Some(cost) = self.next_cost(line, now)
+        let mut opened = 0;
+        while opened < OPENED_MAX
+            && let Some(cost) = self.next_cost(line, now)
             && self.may_connect(now)
+            && !(line == Line::Quarantine && self.quarantine_gives_way())
             && let Some(slot) = self.free_slot(self.places.of(line))
             && let Some(item) = self.queue.pop(line, now)
         {
+            opened += 1;
             let disputed = item.sharing == Sharing::Alone;
             let alone = Alone {
                 line,
@@ -194,6 +202,15 @@ impl Forwarder {
                 }
             }
         }
+    }
+
+    /// Whether quarantine may have no further connection for now. An analyser that is busy serves its connections in turn:
+    /// 64 of quarantine would leave a handful of shared ones a few percent of it. So while more shared requests are on their
+    /// way than there are connections for them, quarantine has no more connections than they.
+    fn quarantine_gives_way(&self) -> bool {
+        let shared = self.on_connections.of(Line::Shared).requests + self.queue.shared_len();
+        let quarantined = self.on_connections.of(Line::Quarantine).requests;
+        shared > self.options.connections && quarantined >= self.options.connections
     }
 
     /// The established shared connection with the fewest requests, and how many those are.

@@ -231,6 +231,38 @@ fn a_flood_of_disputed_requests_is_counted_and_leaves_room_for_the_others() {
     assert_eq!(sum, 2200);
 }
 
+#[test]
+fn while_shared_requests_wait_quarantine_has_no_more_connections_than_they() {
+    let released = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let busy = Arc::clone(&released);
+    let peer = Peer::new(move |mut stream, _| {
+        let mut pending = Vec::new();
+        while read_request(&mut stream, &mut pending).is_some() {
+            while !busy.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if stream.write_all(OK).is_err() {
+                return;
+            }
+        }
+    });
+    let mut worker = Worker::new(peer.address, ForwardOptions::default());
+    for i in 0..20 {
+        worker.submit(&get(&format!("/{i}")));
+    }
+    worker.run(5, |w| w.count(Counter::Connects) == 4);
+    for source in 0..100 {
+        worker.submit(&from([10, 0, 0, source], disputed("/disputed")));
+    }
+    for _ in 0..20 {
+        worker.step();
+    }
+    assert_eq!(worker.count(Counter::Quarantined), 4);
+    released.store(true, Ordering::Relaxed);
+    worker.run_idle(5);
+    assert_eq!(worker.outcomes(), [(Delivered2xx, 120)]);
+}
+
 /// Connections to `port` that are in `TIME_WAIT` on our side (proc(5): state 06 in /proc/net/tcp).
 fn waiting_ports(port: u16) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
