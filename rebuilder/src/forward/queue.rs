@@ -10,8 +10,8 @@ use super::sharing::Sharing;
 use super::turns::Turns;
 
 /// What a waiting request costs beyond its bytes, so that a flood of tiny ones is bounded too: its entry, and that of a
-/// source that has no other one, in tables and lines that have just grown (see the test in `turns.rs`).
-pub const ITEM_OVERHEAD: usize = 512;
+/// source that has no other one, in tables and lines that have just grown (see the test).
+pub const ITEM_OVERHEAD: usize = 576;
 
 /// Whose requests share a part of the connections that carry one request: the inner source address, an IPv6 one by its
 /// /64.
@@ -326,6 +326,30 @@ mod tests {
             assert_eq!(taken(&mut queue, 2, alone), 10);
             assert!(queue.push(item(3, alone, 1000)).is_err(), "all of it");
         }
+    }
+
+    #[test]
+    fn what_a_request_costs_beside_its_bytes_is_charged() {
+        let mut queue = Queue::new(usize::MAX, PER_SOURCE);
+        let mut most = 0;
+        // As many sources as requests, through several doublings of the tables.
+        for number in 0..20_000_u32 {
+            let source = Source::of(std::net::Ipv4Addr::from_bits(number).into());
+            let alone = Item {
+                source,
+                ..item(0, true, 0)
+            };
+            queue.push(alone).unwrap();
+            if number > 100 && number.is_power_of_two() || number % 1000 == 17 {
+                // As in `Turns`: seven of eight buckets are filled, each has a byte more.
+                let buckets = queue.sources.capacity() * 8 / 7;
+                let sources = buckets * (size_of::<(Source, usize)>() + 1);
+                most = most.max((sources + queue.quarantine.overhead()) / queue.len());
+            }
+        }
+        // 32 for what the allocator adds to the two blocks of a request.
+        assert!(most + 32 <= ITEM_OVERHEAD, "{most}");
+        assert!(most > ITEM_OVERHEAD / 2, "charged more than twice: {most}");
     }
 
     #[test]

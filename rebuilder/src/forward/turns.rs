@@ -141,7 +141,7 @@ impl Turns {
 
     /// Bytes of memory that it takes beside those of the requests themselves.
     #[cfg(test)]
-    fn overhead(&self) -> usize {
+    pub(super) fn overhead(&self) -> usize {
         // The map keeps a byte for each bucket and fills seven of eight (std's hashbrown).
         let buckets = self.shares.capacity() * 8 / 7;
         let entries = self.shares.values().map(|share| share.waiting.capacity());
@@ -165,37 +165,5 @@ impl Turns {
                 usize::from(may)
             );
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::answer::AnswerTo;
-    use super::super::queue::ITEM_OVERHEAD;
-    use super::super::sharing::Sharing;
-    use super::*;
-
-    #[test]
-    fn what_a_request_costs_beside_its_bytes_is_charged() {
-        let mut turns = Turns::new(1);
-        let mut most = 0;
-        // As many sources as requests, through several doublings of the tables.
-        for number in 0..20_000_u32 {
-            let item = Item {
-                bytes: Vec::new(),
-                sharing: Sharing::Alone,
-                answer: AnswerTo::Other,
-                source: Source::of(std::net::Ipv4Addr::from_bits(number).into()),
-                failures: 0,
-                not_before: None,
-            };
-            turns.enter(item, false);
-            if number > 100 && number.is_power_of_two() || number % 1000 == 17 {
-                most = most.max(turns.overhead() / turns.len());
-            }
-        }
-        // 32 for what the allocator adds to the two blocks of a request.
-        assert!(most + 32 <= ITEM_OVERHEAD, "{most}");
-        assert!(most > ITEM_OVERHEAD / 2, "charged more than twice: {most}");
     }
 }
