@@ -19,10 +19,10 @@ pub(super) struct SynData {
     seq: Seq,
     payload: Box<[u8]>,
     ts: Timestamp,
-    /// Flow time; of the last segment that sent any of it again.
+    /// Flow time; once any of it was sent again, of the last such segment.
     since: Timestamp,
-    /// Some of it was sent again outside the SYN, so the SYN's was not taken.
-    again: bool,
+    /// Some of it was sent again outside the SYN, so nothing of the SYN's was taken. It is only compared then.
+    refused: bool,
 }
 
 impl SynData {
@@ -85,7 +85,7 @@ impl Direction {
             payload: part.payload.into(),
             ts: part.ts,
             since: env.now,
-            again: false,
+            refused: false,
         }));
         self.high = self.high.max(self.next + part.len());
         self.settle(env);
@@ -100,25 +100,29 @@ impl Direction {
         sink: &mut impl Sink,
     ) -> bool {
         let place = self.place(part.seq);
-        let next = i64::try_from(self.next.0).unwrap_or(i64::MAX);
+        let Some(start) = self.syn_data.as_ref().map(|kept| self.place(kept.seq)) else {
+            return false;
+        };
         let Some(kept) = &mut self.syn_data else {
             return false;
         };
-        // Nothing was handed on, so the SYN's data begins at `next`.
-        let skip = usize::try_from(place.saturating_sub(next)).unwrap_or(0);
+        let skip = usize::try_from(place.saturating_sub(start)).unwrap_or(0);
+        let lead = usize::try_from(start.saturating_sub(place)).unwrap_or(0);
         if skip >= kept.payload.len() {
             self.note_taken(part.seq, env, sink);
             return false;
         }
-        let lead = usize::try_from(next.saturating_sub(place)).unwrap_or(0);
         let again = part.payload.get(lead..).unwrap_or_default();
         if again.is_empty() {
             return false;
         }
-        kept.again = true;
         kept.since = env.now;
         let conflicting = differing(kept.payload.get(skip..).unwrap_or_default(), again);
         env.stats.conflicting_bytes += conflicting;
+        if !std::mem::replace(&mut kept.refused, true) {
+            // What it told of the stream's length is void.
+            self.high = self.held.end().unwrap_or(self.next).max(self.next);
+        }
         conflicting > 0
     }
 
@@ -131,21 +135,25 @@ impl Direction {
         sink: &mut impl Sink,
     ) {
         let at = self.place(seq);
-        let next = i64::try_from(self.next.0).unwrap_or(i64::MAX);
         let taken = self.syn_data.as_ref().is_some_and(|kept| {
             let len = i64::try_from(kept.payload.len()).unwrap_or(i64::MAX);
-            !kept.again && (len..=i64::from(env.opts.window)).contains(&at.saturating_sub(next))
+            let beyond = len..=i64::from(env.opts.window);
+            !kept.refused && beyond.contains(&at.saturating_sub(self.place(kept.seq)))
         });
         if taken {
             self.release_syn_data(env, sink);
         }
     }
 
-    /// Hands on what of the SYN's data was not sent again.
+    /// Hands the SYN's data on, unless it was refused.
     pub(super) fn release_syn_data(&mut self, env: &mut Env<'_>, sink: &mut impl Sink) {
         let Some(kept) = self.syn_data.take() else {
             return;
         };
+        self.settle(env);
+        if kept.refused {
+            return;
+        }
         let part = Part {
             seq: kept.seq,
             payload: &kept.payload,
@@ -161,7 +169,7 @@ impl Direction {
         self.refresh_hole();
     }
 
-    /// The data of the SYN is of no use once all of it was sent again.
+    /// The data of the SYN is of no use once all of it was handed on otherwise.
     pub(super) fn drop_syn_data(&mut self, env: &mut Env<'_>) {
         let Some(kept) = &self.syn_data else { return };
         let end = self
@@ -173,7 +181,7 @@ impl Direction {
         }
     }
 
-    /// When the data of the SYN is taken for granted, for want of a sign.
+    /// When the data of the SYN is taken for granted, for want of a sign, or of no use any more.
     pub(super) fn syn_data_due(&self, opts: &StreamOptions) -> Option<Timestamp> {
         self.syn_data
             .as_ref()

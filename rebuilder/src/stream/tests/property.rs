@@ -351,7 +351,7 @@ pub(super) fn arbitrary_segment() -> impl Strategy<Value = (Seg, i64)> {
         5 => (0..8_u8, 1..1500_usize).prop_map(|(byte, len)| vec![byte; len]),
     ];
     let cut = prop_oneof![6 => Just(0), 2 => 0..2000_u32, 1 => any::<u32>()];
-    let flags = prop_oneof![4 => Just(0x10_u8), 1 => Just(0x02), 1 => Just(0x11), 1 => Just(0x04), 1 => any::<u8>()];
+    let flags = prop_oneof![4 => Just(0x10_u8), 1 => Just(0x02), 1 => Just(0x12), 1 => Just(0x11), 1 => Just(0x04), 1 => any::<u8>()];
     (
         1..4_u16,
         any::<bool>(),

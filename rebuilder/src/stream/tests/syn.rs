@@ -66,15 +66,36 @@ fn data_sent_again_in_other_pieces_and_out_of_order_wins_over_the_syns() {
     assert_eq!(lab.text(), "ABCDEFg");
 }
 
+/// Or somebody could put bytes into the stream that the server never got, behind what it did get.
 #[test]
-fn what_was_not_sent_again_is_taken_from_the_syn_after_a_second() {
+fn of_a_syns_data_nothing_is_used_once_any_of_it_was_sent_again() {
+    let mut lab = Lab::new();
+    lab.push(&seg(99, b"abcdef").syn());
+    lab.push(&seg(100, b"ABC"));
+    lab.wait(10 * SECOND);
+    lab.push(&seg(103, b"D"));
+    assert_eq!(lab.text(), "ABCD");
+    lab.finish();
+    assert_eq!(lab.text(), "ABCD");
+    // A part of it that comes out of order waits for what is before it, as ever.
     let mut lab = Lab::new();
     lab.push(&seg(99, b"abcdef").syn());
     lab.push(&seg(103, b"def"));
-    lab.wait(SECOND - 1);
+    lab.wait(SECOND);
     assert_eq!(lab.text(), "");
     lab.wait(1);
-    assert_eq!(lab.text(), "abcdef");
+    assert_eq!(lab.text(), "~~~def");
+    assert_eq!(lab.streams.held_bytes(), 0);
+}
+
+#[test]
+fn a_syns_data_that_is_sent_again_in_pieces_disagrees_with_none_of_them() {
+    let mut lab = Lab::new();
+    lab.push(&seg(99, b"abcdef").syn());
+    lab.push_all(&[seg(100, b"abc"), seg(103, b"def"), seg(106, b"g")]);
+    assert_eq!(lab.text(), "abcdefg");
+    assert_eq!(lab.streams.stats().conflicting_bytes, 0);
+    assert_eq!(lab.streams.held_bytes(), 0);
 }
 
 #[test]
