@@ -176,6 +176,14 @@ impl Direction {
         };
         cx.counters.skipped_bytes += (before + taken as u64).saturating_sub(kept);
         if let Some(found) = found {
+            // HTTP/2 begins with its preface. Elsewhere the line is in a body, and must not end the search: whoever can
+            // lose us the framing would choose where.
+            let first = !self.lost && seen + taken as u64 == kept;
+            if !first && found.line == b"PRI * HTTP/2.0\r\n" {
+                cx.counters.skipped_bytes += kept;
+                let seen = seen.saturating_add(taken as u64);
+                return (State::Search { search, seen }, taken);
+            }
             let mut flags = Flags::empty();
             if self.lost {
                 cx.counters.resyncs += 1;

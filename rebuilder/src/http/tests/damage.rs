@@ -407,3 +407,28 @@ fn one_source_alone_cannot_fill_more_than_half_of_max_held() {
     assert_eq!(outcome.only().body_len, 9000);
     assert_eq!(outcome.counters.shed_requests, 1);
 }
+
+/// Found by the fuzzer: whoever can lose a rebuilder the framing must not end its reading by a line of his choice.
+#[test]
+fn the_preface_of_http_2_ends_nothing_but_at_the_beginning() {
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let next = b"GET /next HTTP/1.1\r\nHost: h\r\n\r\n";
+    let lost = run(&[
+        seg(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
+        seg(preface),
+        seg(next),
+    ]);
+    assert_eq!(lost.lines(), ["POST /", "GET /next"]);
+    // A connection joined midway may have been joined at its first byte, however that came.
+    for pieces in [
+        vec![seg(preface)],
+        preface.iter().map(|b| seg([*b])).collect(),
+    ] {
+        let first = run_with(HttpOptions::default(), true, &pieces, End::Fin);
+        assert_eq!(first.interest, opaque(PacketOutcome::Http2));
+    }
+    let later = [seg(b"the end of a body"), seg(preface), seg(next)];
+    let later = run_with(HttpOptions::default(), true, &later, End::Fin);
+    assert_eq!(later.lines(), ["GET /next"]);
+    assert_eq!(later.counters.skipped_bytes, 17 + preface.len() as u64);
+}
