@@ -1,7 +1,7 @@
 //! Segments that reached another worker than their connection's go on to the one that holds it.
 //!
-//! The kernel picks a datagram's worker by what it can read: an untagged frame whose IP packet begins with TCP
-//! (`receive/steering.rs`). The pieces of a packet, and what stands behind VLAN tags, extension headers or a second
+//! The kernel picks a datagram's worker by what it can read: a frame, with two VLAN tags at most, whose IP packet begins
+//! with TCP (`receive/steering.rs`). The pieces of a packet, and what stands behind extension headers or a second
 //! tunnel, it spreads by less than the connection, so that such a segment may come out of the decoder of a worker that
 //! does not know its connection. Each worker asks [`Handover::route`] of every segment whose it is, by the same
 //! arithmetic as the kernel's, and puts those of others into their inboxes.

@@ -6,7 +6,7 @@
 //! ends are XORed, the result is mixed and reduced to the number of workers.
 //!
 //! The program sees the UDP payload from its first byte: a VXLAN header (on the port of GENEVE, behind what a Gateway
-//! Load Balancer writes), an untagged Ethernet frame (mirrored frames carry no tag in AWS), IP. Inner packets that are
+//! Load Balancer writes), an Ethernet frame with up to two VLAN tags, IP. Inner packets that are
 //! not TCP, and fragments, are spread by their addresses alone; whatever is not IP, or too short, goes to worker 0. What
 //! is a TCP segment all the same, once it is decoded, goes on to the worker that [`owner`] names (`handover.rs`).
 
@@ -30,6 +30,9 @@ const UDP: u32 = 17;
 /// Where a Gateway Load Balancer puts the VXLAN header: behind GENEVE (8) with its three options (12, 12 and 8), IPv4
 /// without options (20) and UDP (8).
 const BEHIND_GATEWAY: u32 = 68;
+
+/// Bytes of a VLAN tag.
+const TAG: u32 = 4;
 
 /// 2^32 over the golden ratio: multiplying by it carries every low bit upwards (Knuth, TAOCP 3, §6.4).
 const MIX: u32 = 0x9e37_79b1;
@@ -143,8 +146,29 @@ pub(super) fn program(workers: u32, link: LinkType) -> Vec<sock_filter> {
     program
 }
 
-/// The part behind all checks; `base` is where the VXLAN header begins.
+/// The part behind all checks; `base` is where the VXLAN header begins. The frame may have two VLAN tags.
 fn steer(workers: u32, base: u32) -> Vec<sock_filter> {
+    let behind = |tags: u32| untagged(workers, base + tags * TAG);
+    let tagged = if_tagged(base + ETHERTYPE + TAG, behind(2), behind(1));
+    if_tagged(base + ETHERTYPE, tagged, behind(0))
+}
+
+/// One of two programs, each of which ends by itself: `yes` where the type at `at` is that of a VLAN tag.
+fn if_tagged(at: u32, yes: Vec<sock_filter>, no: Vec<sock_filter>) -> Vec<sock_filter> {
+    let over = u32::try_from(yes.len()).unwrap_or(u32::MAX);
+    let mut program = vec![
+        load_half(at),
+        jump(BPF_JMP | BPF_JEQ | BPF_K, 0x8100, 2, 0),
+        jump(BPF_JMP | BPF_JEQ | BPF_K, 0x88a8, 1, 0),
+        op(BPF_JMP | BPF_JA, over),
+    ];
+    program.extend(yes);
+    program.extend(no);
+    program
+}
+
+/// The part behind the tags, whose lengths are in `base`.
+fn untagged(workers: u32, base: u32) -> Vec<sock_filter> {
     let (ethertype, ip) = (base + ETHERTYPE, base + IP);
     let mix = [
         op(BPF_LD | BPF_W | BPF_MEM, HASH),

@@ -207,6 +207,23 @@ fn behind_a_gateway_load_balancer_too_all_workers_work() {
     });
 }
 
+#[test]
+fn behind_one_and_two_vlan_tags_too_all_workers_work() {
+    const TAGS: [&[u8]; 4] = [
+        &[0x81, 0, 0x20, 7],
+        &[0x88, 0xa8, 0, 99],
+        &[0x88, 0xa8, 0, 99, 0x81, 0, 0x20, 7],
+        &[0x81, 0, 0, 1, 0x81, 0, 0x20, 7],
+    ];
+    for tags in TAGS {
+        connections_reach_one_worker_each(LOOPBACK, |mut datagram| {
+            // Behind the VXLAN header and both MAC addresses.
+            datagram.splice(20..20, tags.iter().copied());
+            datagram
+        });
+    }
+}
+
 /// Sends 200 connections, each with both directions and a copy of both, as `wrap` wraps them.
 fn connections_reach_one_worker_each(listen: SocketAddr, wrap: impl Fn(Vec<u8>) -> Vec<u8>) {
     let mut group = bind_group(listen, 4, &UdpOptions::default()).unwrap();
