@@ -184,6 +184,13 @@ impl Direction {
                 let seen = seen.saturating_add(taken as u64);
                 return (State::Search { search, seen }, taken);
             }
+            if max == 0 {
+                // There is no room to hold it.
+                cx.counters.shed_heads += 1;
+                cx.counters.skipped_bytes += kept;
+                let seen = seen.saturating_add(taken as u64);
+                return (State::Search { search, seen }, taken);
+            }
             let mut flags = Flags::empty();
             if self.lost {
                 cx.counters.resyncs += 1;
