@@ -138,6 +138,31 @@ fn neighbours_share_runs_in_whatever_order_they_come() {
     }
 }
 
+/// Neighbours share a run: of that only so much is shed as must be, in whole segments, the farthest first.
+#[test]
+fn of_a_run_only_as_many_segments_are_shed_as_are_needed() {
+    let mut held = Held::default();
+    for n in 0..10 {
+        held.insert(arrival(100 * n, &[b'x'; 100]), OverlapPolicy::First);
+    }
+    assert_eq!(held.runs(), 1);
+    // What is reserved for the run to grow into counts, too.
+    let slack = held.cost() - 1_000;
+    for need in [1, 150, 450] {
+        let before = held.cost();
+        let shed = held.shed_last(need).unwrap();
+        held.check();
+        assert!(before - held.cost() >= need);
+        assert!(shed.bytes % 100 == 0 && shed.to.since(shed.from) == shed.bytes);
+        assert!(
+            shed.bytes <= 100 * need.div_ceil(100) as u64,
+            "{need}: {}",
+            shed.bytes
+        );
+    }
+    assert!(slack > 0 && held.cost() > 0);
+}
+
 #[test]
 fn a_segment_over_many_holes_leaves_none() {
     let mut held = Held::default();
