@@ -133,7 +133,10 @@ fn line_by_line(request: &Request, rewrite: Rewrite, all: &[u8], sharing: Sharin
             text(got)
         );
     }
-    assert_nothing_passes_for_ours(&all[..all.len() - sent.len()]);
+    // The method is nobody's field, whatever it reads as.
+    let captured = &all[..all.len() - sent.len()];
+    let first = captured.iter().position(|b| matches!(b, b'\r' | b'\n'));
+    assert_nothing_passes_for_ours(&captured[first.unwrap_or(captured.len())..]);
     let origin = request.origin;
     if !appended {
         assert_eq!(

@@ -234,7 +234,8 @@ impl Head {
             length_rewritten: false,
             add_keep_alive: false,
         };
-        for at in spoof::names(&request.raw, request.line_start..request.head_end) {
+        let behind = behind_first_line(&request.raw, request.line_start..request.head_end);
+        for at in spoof::names(&request.raw, behind) {
             head.edits.push(Edit::new(at..at + 1, "Z"));
             head.flags |= Flags::SPOOFED;
         }
@@ -289,6 +290,13 @@ impl Head {
         }
         head
     }
+}
+
+/// The lines of a head behind the first one, whatever ends that: a method is nobody's field.
+fn behind_first_line(raw: &[u8], head: Range<usize>) -> Range<usize> {
+    let text = raw.get(head.clone()).unwrap_or_default();
+    let first = text.iter().position(|&b| b == b'\r' || b == b'\n');
+    head.start + first.unwrap_or(text.len())..head.end
 }
 
 /// The names of the flags that are set and where the client's address comes from, if there is anything to say.
