@@ -289,7 +289,9 @@ pub fn search(data: &[u8]) {
     });
     // What begins like an answer, TLS or HTTP/2 is none of ours, whatever follows.
     let other = match outcome.interest {
-        Interest::Opaque(PacketOutcome::Http2) => data.starts_with(b"PRI * HTTP/2.0\r\n"),
+        Interest::Opaque(PacketOutcome::Http2) => {
+            data.starts_with(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        }
         Interest::Opaque(outcome) => {
             matches!(outcome, PacketOutcome::Response | PacketOutcome::Tls)
         }

@@ -84,8 +84,6 @@ pub(super) enum Reject {
     Status,
     /// A TLS record.
     Tls,
-    /// The connection preface of HTTP/2 (RFC 9113 §3.4).
-    Http2,
     /// A request line other than CONNECT where only CONNECT counts, or no request line at all there.
     NotConnect,
     /// No request line.
@@ -234,9 +232,6 @@ impl HeadScan {
                 return Scan::More;
             };
             let line = without_cr(data.get(self.line_start..lf).unwrap_or_default());
-            if line == b"PRI * HTTP/2.0" {
-                return Scan::Reject(Reject::Http2);
-            }
             match request_line(line) {
                 None => return Scan::Reject(not_a_request(line)),
                 Some(_) if self.only_connect && !line.starts_with(b"CONNECT ") => {

@@ -7,7 +7,7 @@ use super::super::context::Context;
 use super::super::head::{HeadScan, looks_like_status};
 use super::super::open::{Building, Open};
 use super::super::search::{Origin, Search};
-use super::{Direction, InBody, State, Stepped};
+use super::{Direction, InBody, PREFACE, State, Stepped};
 use crate::telemetry::PacketOutcome;
 
 impl Direction {
@@ -176,14 +176,6 @@ impl Direction {
         };
         cx.counters.skipped_bytes += (before + taken as u64).saturating_sub(kept);
         if let Some(found) = found {
-            // HTTP/2 begins with its preface. Elsewhere the line is in a body, and must not end the search: whoever can
-            // lose us the framing would choose where.
-            let first = !self.lost && seen + taken as u64 == kept;
-            if !first && found.line == b"PRI * HTTP/2.0\r\n" {
-                cx.counters.skipped_bytes += kept;
-                let seen = seen.saturating_add(taken as u64);
-                return (State::Search { search, seen }, taken);
-            }
             if max == 0 {
                 // There is no room to hold it.
                 cx.counters.shed_heads += 1;
@@ -202,6 +194,13 @@ impl Direction {
                 raw: found.line,
                 flags,
             };
+            // Elsewhere the preface of HTTP/2 lies in a body, and must not end the search: whoever can lose us the framing
+            // would choose where.
+            let first = !self.lost && seen + taken as u64 == kept;
+            if first && PREFACE.starts_with(&building.raw) {
+                return (State::Preface(building), found.used);
+            }
+            // The line is read again, from its beginning, with what follows.
             return (State::Head(building, HeadScan::new(false)), found.used);
         }
         let seen = seen.saturating_add(bytes.len() as u64);

@@ -11,7 +11,7 @@ use super::super::open::{Building, Open};
 use super::super::proxy::{self, Preamble};
 use super::super::search::{Origin, Search};
 use super::super::{Flags, Framing};
-use super::{After, Direction, InBody, State, Stepped};
+use super::{After, Direction, InBody, PREFACE, State, Stepped};
 use crate::telemetry::PacketOutcome;
 
 impl Direction {
@@ -45,15 +45,8 @@ impl Direction {
             }
             Preamble::Absent => {
                 // What was held is read again as what it is: there may be a whole head in it, and more behind that.
-                self.state = State::Head(Building::default(), HeadScan::new(false));
-                let origin = Origin {
-                    ts: building.ts,
-                    segment_start: true,
-                    conflict: building.flags.contains(Flags::AMBIGUOUS),
-                };
-                self.data(cx, &building.raw, origin);
-                let opaque = State::Opaque(PacketOutcome::NotHttp);
-                (mem::replace(&mut self.state, opaque), 0)
+                let next = State::Preface(Building::default());
+                (self.read_again(cx, next, &building), 0)
             }
             Preamble::Header { len, source } => {
                 cx.counters.proxy_headers += 1;
@@ -61,10 +54,62 @@ impl Direction {
                 let peer = cx.ends.src.ip();
                 let believed = from.is_empty() || from.iter().any(|net| net.contains(peer));
                 self.proxied = source.filter(|_| believed);
-                let next = State::Head(Building::default(), HeadScan::new(false));
+                let next = State::Preface(Building::default());
                 (next, len.saturating_sub(held))
             }
         }
+    }
+
+    /// Where HTTP/2 may begin: at the beginning of a connection, and where an `Upgrade` may have taken. All of the preface
+    /// must be there; its first line alone is a request line like others, and hides nothing.
+    pub(super) fn preface(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut building: Building,
+        bytes: &[u8],
+        origin: Origin,
+    ) -> Stepped {
+        let held = building.raw.len();
+        let missing = PREFACE.get(held..).unwrap_or_default();
+        let agreeing = bytes
+            .iter()
+            .zip(missing)
+            .take_while(|(a, b)| a == b)
+            .count();
+        if agreeing == missing.len() {
+            return (State::Opaque(PacketOutcome::Http2), bytes.len());
+        }
+        if agreeing < bytes.len() {
+            return (self.no_preface(cx, &building), 0);
+        }
+        if !cx.admit(&mut building.raw, bytes.len(), PREFACE.len()) {
+            return self.shed_head(cx, held, bytes);
+        }
+        building.touch(origin);
+        building.raw.extend_from_slice(bytes);
+        (State::Preface(building), bytes.len())
+    }
+
+    /// What was held as a preface is none: a head, or a part of one, with perhaps something behind it.
+    pub(super) fn no_preface(&mut self, cx: &mut Context<'_>, held: &Building) -> State {
+        let building = Building {
+            flags: held.flags,
+            ..Building::default()
+        };
+        let next = State::Head(building, HeadScan::new(false));
+        self.read_again(cx, next, held)
+    }
+
+    /// Reads what was held as what it is: there may be a whole head in it, and more behind that. Gives the state behind it.
+    fn read_again(&mut self, cx: &mut Context<'_>, from: State, held: &Building) -> State {
+        self.state = from;
+        let origin = Origin {
+            ts: held.ts,
+            segment_start: true,
+            conflict: held.flags.contains(Flags::AMBIGUOUS),
+        };
+        self.data(cx, &held.raw, origin);
+        mem::replace(&mut self.state, State::Opaque(PacketOutcome::NotHttp))
     }
 
     /// There is no room for the rest of a head.
@@ -199,7 +244,6 @@ impl Direction {
     /// Bytes at a boundary are no request.
     fn reject(&mut self, cx: &mut Context<'_>, reject: Reject) -> State {
         let outcome = match (self.after, reject) {
-            (_, Reject::Http2) => PacketOutcome::Http2,
             (After::Connect, _) | (_, Reject::NotConnect) => PacketOutcome::Tunnel,
             (After::Upgrade, Reject::Status | Reject::Tls | Reject::Garbage | Reject::Nearly) => {
                 PacketOutcome::Tunnel

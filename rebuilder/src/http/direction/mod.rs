@@ -16,6 +16,9 @@ use super::search::{Origin, Search};
 use crate::stream::{Compared, End, Interest};
 use crate::telemetry::PacketOutcome;
 
+/// The connection preface of HTTP/2 (RFC 9113 §3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// A request whose body is being read.
 #[derive(Debug)]
 struct InBody {
@@ -27,6 +30,8 @@ struct InBody {
 enum State {
     /// At the beginning of a connection: perhaps a PROXY header.
     Preamble(Building),
+    /// Where HTTP/2 may begin: so much of its preface is there.
+    Preface(Building),
     /// At a message boundary or in a head.
     Head(Building, HeadScan),
     /// In a body.
@@ -91,7 +96,9 @@ impl Direction {
     /// Bytes held.
     pub(super) fn held(&self) -> usize {
         match &self.state {
-            State::Preamble(building) | State::Head(building, _) => building.raw.capacity(),
+            State::Preamble(building) | State::Preface(building) | State::Head(building, _) => {
+                building.raw.capacity()
+            }
             State::Body(body) => body.open.building.raw.capacity() + body.rest.held(),
             State::Skip(rest) => rest.held(),
             State::Search { search, .. } => search.held(),
@@ -102,7 +109,9 @@ impl Direction {
     /// Compares a late copy, which ends `behind` bytes before the next byte, with what is held of a request.
     pub(super) fn compare(&mut self, behind: u64, copy: &[u8]) -> Compared {
         let building = match &mut self.state {
-            State::Preamble(building) | State::Head(building, _) => building,
+            State::Preamble(building) | State::Preface(building) | State::Head(building, _) => {
+                building
+            }
             State::Body(body) => &mut body.open.building,
             State::Skip(_) | State::Search { .. } | State::Opaque(_) => return Compared::default(),
         };
@@ -138,6 +147,7 @@ impl Direction {
             let (next, used) =
                 match mem::replace(&mut self.state, State::Opaque(PacketOutcome::NotHttp)) {
                     State::Preamble(building) => self.preamble(cx, building, bytes, origin),
+                    State::Preface(building) => self.preface(cx, building, bytes, origin),
                     State::Head(building, scan) => self.head(cx, building, scan, bytes, origin),
                     State::Body(body) => self.body(cx, body, bytes, origin),
                     State::Skip(rest) => self.skip(cx, rest, bytes, origin),
@@ -158,11 +168,13 @@ impl Direction {
         if len == 0 {
             return self.interest();
         }
+        self.settle_preface(cx);
         self.state = match mem::replace(&mut self.state, State::Opaque(PacketOutcome::NotHttp)) {
             State::Preamble(building) => {
                 cx.counters.skipped_bytes += building.raw.len() as u64;
                 self.lose(cx)
             }
+            State::Preface(_) => self.lose(cx),
             State::Head(building, scan) => {
                 cx.counters.skipped_bytes += building.raw.len() as u64;
                 cx.counters.incomplete_heads += u64::from(scan.begun());
@@ -189,6 +201,7 @@ impl Direction {
 
     /// Nothing more comes.
     pub(super) fn close(&mut self, cx: &mut Context<'_>, end: End) -> Interest {
+        self.settle_preface(cx);
         match mem::replace(&mut self.state, State::Opaque(PacketOutcome::NotHttp)) {
             State::Preamble(building) => {
                 cx.counters.skipped_bytes += building.raw.len() as u64;
@@ -207,7 +220,7 @@ impl Direction {
             }
             State::Skip(rest) => cx.counters.skipped_bytes += rest.doubtful() as u64,
             State::Search { search, .. } => cx.counters.skipped_bytes += search.pending(),
-            State::Opaque(_) => {}
+            State::Preface(_) | State::Opaque(_) => {}
         }
         Interest::Wanted
     }
@@ -215,7 +228,7 @@ impl Direction {
     /// Lets go of what is held, for somebody who holds less.
     pub(super) fn give_way(&mut self, cx: &mut Context<'_>) {
         self.state = match mem::replace(&mut self.state, State::Opaque(PacketOutcome::NotHttp)) {
-            State::Preamble(building) | State::Head(building, _) => {
+            State::Preamble(building) | State::Preface(building) | State::Head(building, _) => {
                 cx.counters.shed_heads += 1;
                 cx.counters.skipped_bytes += building.raw.len() as u64;
                 self.lose_head(cx)
@@ -245,12 +258,22 @@ impl Direction {
         }
     }
 
+    /// No more of a preface comes.
+    fn settle_preface(&mut self, cx: &mut Context<'_>) {
+        if let State::Preface(held) = &mut self.state {
+            let held = mem::take(held);
+            self.state = self.no_preface(cx, &held);
+        }
+    }
+
     /// The state at the boundary behind a message.
     fn boundary(&self) -> State {
-        State::Head(
-            Building::default(),
-            HeadScan::new(self.after == After::Connect),
-        )
+        let building = Building::default();
+        match self.after {
+            After::Request => State::Head(building, HeadScan::new(false)),
+            After::Connect => State::Head(building, HeadScan::new(true)),
+            After::Upgrade => State::Preface(building),
+        }
     }
 
     /// The framing is lost; from here on a request line must be found.
