@@ -20,6 +20,9 @@ const ADMIN: &str = "127.0.0.1:9445";
 /// How long the figures may take to agree: they are published ten times a second, and the machine may be busy.
 const AGREEMENT: Duration = Duration::from_secs(5);
 
+/// How long a rebuilder may take to end: by default it waits 30 seconds for answers.
+const DRAIN: Duration = Duration::from_secs(35);
+
 /// The release binary: `REBUILDER_BIN`, or what cargo builds (nothing, where it is up to date).
 ///
 /// # Errors
@@ -215,6 +218,37 @@ impl Rebuilder {
     /// Its process.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    /// Waits until so many requests have an outcome and none is in flight.
+    ///
+    /// # Errors
+    /// Where that is not so within a minute; the error holds the metrics.
+    pub fn settled(&self, requests: u64) -> anyhow::Result<Metrics> {
+        let mut last = Metrics::default();
+        wait_for(
+            "every request has its outcome",
+            Duration::from_secs(60),
+            || {
+                last = self.metrics()?;
+                let in_flight = last.count("rebuilder_requests_in_flight");
+                Ok((last.requests() == requests && in_flight == 0).then_some(()))
+            },
+        )
+        .with_context(|| format!("{requests} sent: {last:?}"))?;
+        Ok(last)
+    }
+
+    /// Ends it, and gives all it wrote.
+    ///
+    /// # Errors
+    /// As [`Self::drain`], and where its exit code is not 0.
+    pub fn drained(self) -> anyhow::Result<String> {
+        let (code, output) = self.drain(DRAIN)?;
+        if code != Some(0) {
+            bail!("the rebuilder ended with {code:?}: {output}");
+        }
+        Ok(output)
     }
 
     /// Ends it as a deployment does (SIGTERM), and gives its exit code and all it wrote.

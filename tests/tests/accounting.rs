@@ -7,10 +7,10 @@ use std::net::{SocketAddrV4, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use lab::data_plane::{ANALYSER, DataPlane};
+use lab::data_plane::DataPlane;
 use lab::network::Options;
 use lab::process::wait_for;
-use lab::rebuilder::{Metrics, Rebuilder, binary};
+use lab::rebuilder::Metrics;
 use lab::recorder::{Recorder, Records};
 use lab::vxlan::{Flow, Mirror};
 
@@ -34,14 +34,7 @@ fn every_scrape_adds_up_under_load() {
     let plane = DataPlane::new(Options::default()).unwrap();
     let records = Records::default();
     let _recorder = Recorder::start(&plane.analyser, 80, &records, Duration::ZERO).unwrap();
-    let rebuilder = Rebuilder::start(
-        &plane.rebuilder,
-        &binary().unwrap(),
-        plane.vpc.directory(),
-        &format!("http://{ANALYSER}:80"),
-        &["--workers", "2"],
-    )
-    .unwrap();
+    let rebuilder = plane.rebuild(80, &["--workers", "2"]).unwrap();
     let over = AtomicBool::new(false);
     let (mut scrapes, mut busy) = (0, 0);
     std::thread::scope(|scope| {
@@ -92,14 +85,7 @@ fn what_comes_during_a_drain_is_counted_and_a_second_sigterm_cuts_it_short() {
         .run(|| TcpListener::bind("0.0.0.0:80"))
         .unwrap()
         .unwrap();
-    let mut rebuilder = Rebuilder::start(
-        &plane.rebuilder,
-        &binary().unwrap(),
-        plane.vpc.directory(),
-        &format!("http://{ANALYSER}:80"),
-        &["--workers", "1"],
-    )
-    .unwrap();
+    let mut rebuilder = plane.rebuild(80, &["--workers", "1"]).unwrap();
     let mut mirror = Mirror::new(&plane.vpc, "172.31.0.1").unwrap();
     let mut flow = Flow::open(&mut mirror, CLIENT, SERVER).unwrap();
     flow.send(&mut mirror, &get("/in-flight")).unwrap();
@@ -148,11 +134,8 @@ fn the_harness_finds_a_packet_that_has_no_outcome() {
         return;
     }
     let plane = DataPlane::new(Options::default()).unwrap();
-    let start = || {
-        let (host, binary) = (&plane.rebuilder, binary().unwrap());
-        let nowhere = format!("http://{ANALYSER}:80");
-        Rebuilder::start(host, &binary, plane.vpc.directory(), &nowhere, &[]).unwrap()
-    };
+    // To a port that nobody listens on.
+    let start = || plane.rebuild(80, &[]).unwrap();
     let tunnel = plane.vpc.tunnel("aside", "172.31.0.1", 1).unwrap();
     let aside = || {
         let to = format!("{}:9", lab::network::REBUILDER_UNDERLAY);

@@ -3,18 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lab::client::Connection;
-use lab::data_plane::{ANALYSER, CLIENT, DataPlane, instance};
-use lab::fabric::session::http_session;
+use lab::data_plane::{CLIENT, DataPlane};
 use lab::network::Options;
 use lab::nginx::Nginx;
 use lab::process::wait_for;
-use lab::rebuilder::{Rebuilder, binary};
-use lab::world::{Snapshot, Source, World};
 
 /// What is sent on one connection, and what nginx must read.
 struct Case {
@@ -108,35 +103,12 @@ fn what_nginx_reads_about_the_client_is_ours() {
         return;
     }
     let plane = DataPlane::new(Options::default()).unwrap();
-    let directory = plane.vpc.directory();
-    let nginx = Nginx::plain_analyser(&plane.analyser, "plain", directory).unwrap();
-    let web = instance(1);
-    let snapshot = Snapshot {
-        instances: vec![web.clone()],
-        sessions: vec![http_session("tms-1", web.primary_eni(), 1, &[80])],
-    };
-    let world = World::start(
-        &plane.vpc,
-        Source::Static(Arc::new(Mutex::new(snapshot))),
-        |_| true,
-    )
-    .unwrap();
-    let servers: [String; 2] = [web.address().to_owned(), web.enis[0].ipv6[0].clone()];
+    let nginx = Nginx::plain_analyser(&plane.analyser, "plain", plane.vpc.directory()).unwrap();
+    let web = plane.web().unwrap();
 
     // Underscores in names are ignored by default; on port 81 nginx takes `x_real_ip` for `X-Real-IP`.
     for (pass, port) in [(0, 80), (1, 81)] {
-        let rebuilder = Rebuilder::start(
-            &plane.rebuilder,
-            &binary().unwrap(),
-            directory,
-            &format!("http://{ANALYSER}:{port}"),
-            &["--trust", CLIENT[0]],
-        )
-        .unwrap();
-        wait_for("the instance is mirrored", Duration::from_secs(20), || {
-            Ok(world.session_of(web.primary_eni()))
-        })
-        .unwrap();
+        let rebuilder = plane.rebuild(port, &["--trust", CLIENT[0]]).unwrap();
         for (number, case) in cases().iter().enumerate() {
             let text: Vec<u8> = {
                 let number = format!("{}", 100 * pass + number);
@@ -144,12 +116,7 @@ fn what_nginx_reads_about_the_client_is_ours() {
                 let (before, behind) = case.bytes.split_at(at);
                 [before, number.as_bytes(), &behind[3..]].concat()
             };
-            let server: SocketAddr = match case.ipv6 {
-                false => format!("{}:80", servers[0]),
-                true => format!("[{}]:80", servers[1]),
-            }
-            .parse()
-            .unwrap();
+            let server = web.servers[usize::from(case.ipv6)];
             let mut connection = Connection::open(&plane.client, server).unwrap();
             // A server that knows no PROXY protocol answers 400 and closes.
             connection.send(&text).unwrap();
@@ -166,7 +133,7 @@ fn what_nginx_reads_about_the_client_is_ours() {
             let lines: Vec<_> = log.iter().filter(|it| it.target() == target).collect();
             assert_eq!(lines.len(), 1, "{target}");
             let line = lines[0];
-            let original = format!("{} 80", servers[usize::from(case.ipv6)]);
+            let original = format!("{} 80", web.servers[usize::from(case.ipv6)].ip());
             assert_eq!(
                 (
                     line.real_ip.as_str(),
@@ -179,7 +146,6 @@ fn what_nginx_reads_about_the_client_is_ours() {
                 case.bytes.escape_ascii()
             );
         }
-        let (code, output) = rebuilder.drain(Duration::from_secs(35)).unwrap();
-        assert_eq!(code, Some(0), "{output}");
+        rebuilder.drained().unwrap();
     }
 }

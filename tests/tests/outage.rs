@@ -4,17 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lab::client::{Connection, wrk};
-use lab::data_plane::{ANALYSER, DataPlane, instance};
-use lab::fabric::session::http_session;
+use lab::data_plane::{DataPlane, Web};
 use lab::network::Options;
 use lab::process::wait_for;
-use lab::rebuilder::{Rebuilder, binary};
+use lab::rebuilder::Rebuilder;
 use lab::recorder::{Recorder, Records};
-use lab::world::{Instance, Snapshot, Source, World};
 
 const MIB: u64 = 1 << 20;
 /// The caps that the rebuilder is given: requests that wait, requests in flight, bytes held for reassembly.
@@ -29,16 +26,13 @@ const SLACK: u64 = 16 * MIB;
 struct Bench {
     rebuilder: Rebuilder,
     records: Records,
-    world: World,
-    cloud: Arc<Mutex<Snapshot>>,
-    web: Instance,
+    web: Web,
     plane: DataPlane,
 }
 
 impl Bench {
     /// A mirrored instance and a rebuilder with these caps; no analyser yet.
     fn new(caps: &[(&str, u64)]) -> Self {
-        let binary = binary().unwrap();
         let plane = DataPlane::new(Options::default()).unwrap();
         let mut flags: Vec<String> = caps
             .iter()
@@ -46,31 +40,10 @@ impl Bench {
             .collect();
         flags.extend(["--workers".to_owned(), "1".to_owned()]);
         let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-        let forward = format!("http://{ANALYSER}:80");
-        let rebuilder = Rebuilder::start(
-            &plane.rebuilder,
-            &binary,
-            plane.vpc.directory(),
-            &forward,
-            &flags,
-        )
-        .unwrap();
-        let web = instance(1);
-        let cloud = Arc::new(Mutex::new(Snapshot {
-            instances: vec![web.clone()],
-            sessions: vec![http_session("tms-1", web.primary_eni(), 1, &[80])],
-        }));
-        let world = World::start(&plane.vpc, Source::Static(Arc::clone(&cloud)), |_| true).unwrap();
-        wait_for("the instance is mirrored", Duration::from_secs(20), || {
-            Ok(world.session_of(web.primary_eni()))
-        })
-        .unwrap();
         Self {
-            rebuilder,
+            rebuilder: plane.rebuild(80, &flags).unwrap(),
             records: Records::default(),
-            world,
-            cloud,
-            web,
+            web: plane.web().unwrap(),
             plane,
         }
     }
@@ -81,14 +54,10 @@ impl Bench {
 
     /// Sends `count` POSTs with bodies of `length` over one connection, each after the answer to the last.
     fn post(&self, count: usize, length: usize) {
-        let server = format!("{}:80", self.web.address()).parse().unwrap();
-        let mut connection = Connection::open(&self.plane.client, server).unwrap();
+        let mut connection = Connection::open(&self.plane.client, self.web.servers[0]).unwrap();
         let body = vec![b'x'; length];
         for number in 0..count {
-            let target = format!(
-                "/order/{length}/{number}-{}",
-                self.world.access_log(&self.web.id).unwrap().len()
-            );
+            let target = format!("/order/{length}/{number}-{}", self.sent());
             let head = format!(
                 "POST {target} HTTP/1.1\r\nHost: shop.example\r\nContent-Length: {length}\r\n\r\n"
             );
@@ -99,7 +68,7 @@ impl Bench {
 
     /// How many requests nginx has answered.
     fn sent(&self) -> u64 {
-        self.world.access_log(&self.web.id).unwrap().len() as u64
+        self.web.access_log().unwrap().len() as u64
     }
 
     fn counts(&self) -> String {
@@ -107,10 +76,7 @@ impl Bench {
         format!(
             "sent {}, mirrored {:?}, packets {:?}, requests {:?}, received {}",
             self.sent(),
-            self.world
-                .sessions()
-                .first()
-                .map(|it| self.world.packets_of(&it.session.id).unwrap()),
+            self.web.packets().ok(),
             metrics.outcomes("rebuilder_packets_total"),
             metrics.outcomes("rebuilder_requests_total"),
             self.records.count()
@@ -147,7 +113,7 @@ fn a_stopped_analyser_costs_counted_requests_and_no_more_memory_than_the_caps() 
     // Four times what the caps allow.
     let volume: u64 = 4 * CAPS.iter().map(|(_, cap)| cap).sum::<u64>();
     bench.post(usize::try_from(volume / 100_000).unwrap(), 100_000);
-    let mirrored = bench.world.packets_of("tms-1").unwrap();
+    let mirrored = bench.web.packets().unwrap();
     let read = wait_for("every packet is read", Duration::from_secs(5), || {
         Ok((bench.rebuilder.metrics()?.packets() == mirrored).then_some(()))
     });
@@ -209,11 +175,7 @@ fn a_stopped_analyser_costs_counted_requests_and_no_more_memory_than_the_caps() 
     );
 
     // The session is deleted.
-    bench.cloud.lock().unwrap().sessions.clear();
-    wait_for("the session's end", Duration::from_secs(5), || {
-        Ok(bench.world.sessions().is_empty().then_some(()))
-    })
-    .unwrap();
+    bench.web.delete_session().unwrap();
     let (packets, requests) = (after.packets(), after.requests());
     bench.post(20, 1000);
     std::thread::sleep(Duration::from_millis(500));
@@ -234,7 +196,7 @@ fn every_request_of_wrk_is_rebuilt_and_delivered() {
     const CONNECTIONS: u32 = 4;
     let bench = Bench::new(&[]);
     let _analyser = bench.analyser();
-    let url = format!("http://{}/load", bench.web.address());
+    let url = format!("http://{}/load", bench.web.servers[0]);
     // Every scrape meanwhile has to add up.
     let (answered, scrapes) = std::thread::scope(|scope| {
         let load = scope.spawn(|| wrk(&bench.plane.client, &url, CONNECTIONS, 1));

@@ -5,20 +5,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use lab::analyser::Analyser;
 use lab::client::Connection;
-use lab::data_plane::{ANALYSER, DataPlane, instance};
-use lab::fabric::session::http_session;
+use lab::data_plane::{DataPlane, Web};
 use lab::network::Options;
 use lab::nginx::{Entry, Nginx};
 use lab::process::wait_for;
-use lab::rebuilder::{Metrics, Rebuilder, binary};
+use lab::rebuilder::{Metrics, Rebuilder};
 use lab::relay::Relay;
 use lab::vxlan::{Flow, Mirror};
-use lab::world::{Instance, Snapshot, Source, World};
 
 /// One at a time: one of them measures.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -32,48 +30,29 @@ const STATUSES: [u16; 4] = [200, 302, 404, 503];
 struct Bench {
     rebuilder: Rebuilder,
     analyser: Analyser,
-    world: World,
-    web: Instance,
+    web: Web,
     plane: DataPlane,
 }
 
 impl Bench {
     /// `port` of the analyser's host is what the rebuilder forwards to.
-    fn new(port: u16, flags: &[&str]) -> Self {
+    fn new(port: u16) -> Self {
         let plane = DataPlane::new(Options::default()).unwrap();
-        let analyser = Analyser::start(&plane.analyser, plane.vpc.directory()).unwrap();
-        let web = instance(1);
-        let snapshot = Snapshot {
-            instances: vec![web.clone()],
-            sessions: vec![http_session("tms-1", web.primary_eni(), 1, &[80])],
-        };
-        let world = World::start(
-            &plane.vpc,
-            Source::Static(Arc::new(Mutex::new(snapshot))),
-            |_| true,
-        )
-        .unwrap();
-        let rebuilder = rebuilder(&plane, port, flags);
-        wait_for("the instance is mirrored", Duration::from_secs(20), || {
-            Ok(world.session_of(web.primary_eni()))
-        })
-        .unwrap();
         Self {
-            rebuilder,
-            analyser,
-            world,
-            web,
+            analyser: Analyser::start(&plane.analyser, plane.vpc.directory()).unwrap(),
+            web: plane.web().unwrap(),
+            rebuilder: rebuilder(&plane, port, &[]),
             plane,
         }
     }
 
-    fn server(&self) -> SocketAddr {
-        format!("{}:80", self.web.address()).parse().unwrap()
+    fn connect(&self) -> Connection {
+        Connection::open(&self.plane.client, self.web.servers[0]).unwrap()
     }
 
     /// Sends these bytes on a connection of their own. What the instance says to them is not looked at.
     fn alone(&self, bytes: &[u8]) {
-        let mut connection = Connection::open(&self.plane.client, self.server()).unwrap();
+        let mut connection = self.connect();
         // It may close before it has read all; what was sent until then was mirrored.
         let _ = connection.send(bytes);
         let _ = connection.finish();
@@ -84,8 +63,7 @@ impl Bench {
         std::thread::scope(|scope| {
             for share in requests.chunks(requests.len().div_ceil(connections)) {
                 scope.spawn(|| {
-                    let mut connection =
-                        Connection::open(&self.plane.client, self.server()).unwrap();
+                    let mut connection = self.connect();
                     for batch in share.chunks(20) {
                         connection.send(&batch.concat()).unwrap();
                         let answers = connection.answers(batch.len()).unwrap();
@@ -97,20 +75,9 @@ impl Bench {
         });
     }
 
-    /// Waits until so many requests have an outcome, and none is in flight.
+    /// The metrics when so many requests have their outcome.
     fn settled(&self, requests: usize) -> Metrics {
-        let mut last = Metrics::default();
-        let settled = wait_for(
-            "every request has its outcome",
-            Duration::from_secs(60),
-            || {
-                last = self.rebuilder.metrics()?;
-                let in_flight = last.count("rebuilder_requests_in_flight");
-                Ok((last.requests() == requests as u64 && in_flight == 0).then_some(()))
-            },
-        );
-        assert!(settled.is_ok(), "{requests} sent: {last:?}");
-        last
+        self.rebuilder.settled(requests as u64).unwrap()
     }
 
     /// nginx's own log, once it holds so many lines.
@@ -124,14 +91,9 @@ impl Bench {
 }
 
 fn rebuilder(plane: &DataPlane, port: u16, flags: &[&str]) -> Rebuilder {
-    Rebuilder::start(
-        &plane.rebuilder,
-        &binary().unwrap(),
-        plane.vpc.directory(),
-        &format!("http://{ANALYSER}:{port}"),
-        &[&["--workers", "1"], flags].concat(),
-    )
-    .unwrap()
+    plane
+        .rebuild(port, &[&["--workers", "1"], flags].concat())
+        .unwrap()
 }
 
 /// The `n`-th well-framed request of a kind: its target says how it is answered.
@@ -232,7 +194,7 @@ fn whoever_shares_connections_with_smugglers_gets_his_own_answers() {
     }
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     const NEIGHBOURS: usize = 800;
-    let bench = Bench::new(RELAY, &[]);
+    let bench = Bench::new(RELAY);
     let relay = Relay::start(
         &bench.plane.analyser,
         RELAY,
@@ -321,8 +283,7 @@ fn whoever_shares_connections_with_smugglers_gets_his_own_answers() {
     println!(
         "{NEIGHBOURS} neighbours on {shared} connections, {quarantined} quarantined: {expected:?}"
     );
-    let (code, output) = bench.rebuilder.drain(Duration::from_secs(35)).unwrap();
-    assert_eq!(code, Some(0), "{output}");
+    bench.rebuilder.drained().unwrap();
 }
 
 /// The rows of "Sharing a connection", each with what is sent. `{n}` is a number that no other one has.
@@ -465,26 +426,19 @@ fn requests_that_make_nginx_close_cost_their_neighbours_nothing() {
         return;
     }
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut bench = Bench::new(80, &[]);
+    let mut bench = Bench::new(80);
     let mut sent = 0;
     for (row, bytes) in leavers() {
         sent = one_row(&bench, sent, sent, row, &bytes);
     }
     // As captured, the first two make nginx close as well.
-    let plane = &bench.plane;
-    let kept = {
-        let (code, output) = bench.rebuilder.drain(Duration::from_secs(35)).unwrap();
-        assert_eq!(code, Some(0), "{output}");
-        rebuilder(plane, 80, &["--hop-by-hop", "keep"])
-    };
-    bench.rebuilder = kept;
+    bench.rebuilder.drained().unwrap();
+    bench.rebuilder = rebuilder(&bench.plane, 80, &["--hop-by-hop", "keep"]);
     let mut sent = 0;
     for (row, bytes) in leavers().into_iter().take(2) {
         sent = one_row(&bench, sent, 50_000 + sent, &format!("{row} kept"), &bytes);
     }
-    let (code, output) = bench.rebuilder.drain(Duration::from_secs(35)).unwrap();
-    assert_eq!(code, Some(0), "{output}");
-    drop(bench.world);
+    bench.rebuilder.drained().unwrap();
 }
 
 /// A percentile in milliseconds, which is the resolution of nginx's clock.
@@ -554,8 +508,7 @@ fn a_flood_beyond_what_the_analyser_can_take_is_counted_and_slows_nobody_down() 
         ms(&loaded, 50),
         ms(&loaded, 99),
     );
-    let (code, output) = rebuilder.drain(Duration::from_secs(35)).unwrap();
-    assert_eq!(code, Some(0), "{output}");
+    rebuilder.drained().unwrap();
 }
 
 /// Offers `shared` well-framed and `disputed` disputed requests a second for three seconds, and gives when each of the
@@ -613,22 +566,8 @@ fn the_shared_path_keeps_its_speed_while_5000_disputed_requests_a_second_arrive(
     let nginx = Nginx::plain_analyser(&plane.analyser, "plain", plane.vpc.directory()).unwrap();
     let rebuilder = rebuilder(&plane, 80, &["--queue-bytes", "16M"]);
     let mut mirror = Mirror::new(&plane.vpc, "172.31.0.1").unwrap();
-    let settled = |requests: usize| {
-        let mut last = Metrics::default();
-        let settled = wait_for(
-            "every request has its outcome",
-            Duration::from_secs(60),
-            || {
-                last = rebuilder.metrics()?;
-                let in_flight = last.count("rebuilder_requests_in_flight");
-                Ok((last.requests() == requests as u64 && in_flight == 0).then_some(()))
-            },
-        );
-        assert!(settled.is_ok(), "{requests} sent: {last:?}");
-        last
-    };
     let before = offer(&mut mirror, "alone", SHARED, 0);
-    settled(before.len());
+    rebuilder.settled(before.len() as u64).unwrap();
     let (mut connections, mut waiting) = (0, 0);
     let over = std::sync::atomic::AtomicBool::new(false);
     let during = std::thread::scope(|scope| {
@@ -644,7 +583,8 @@ fn the_shared_path_keeps_its_speed_while_5000_disputed_requests_a_second_arrive(
         }
         flood.join().unwrap()
     });
-    let metrics = settled(before.len() + during.len() + 3 * DISPUTED);
+    let all = before.len() + during.len() + 3 * DISPUTED;
+    let metrics = rebuilder.settled(all as u64).unwrap();
 
     // Every well-framed one once, none on a connection with a disputed one.
     let log = wait_for("nginx's log", Duration::from_secs(10), || {
@@ -692,8 +632,7 @@ fn the_shared_path_keeps_its_speed_while_5000_disputed_requests_a_second_arrive(
     // Bounds for a busy machine and an unoptimised program; the figures above say what it was.
     assert!(ms(&loaded, 50) < ms(&quiet, 50) + 500.0);
     assert!(ms(&loaded, 99) < ms(&quiet, 99) + 3000.0);
-    let (code, output) = rebuilder.drain(Duration::from_secs(35)).unwrap();
-    assert_eq!(code, Some(0), "{output}");
+    rebuilder.drained().unwrap();
 }
 
 fn now() -> f64 {

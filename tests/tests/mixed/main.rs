@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::data_plane::{ANALYSER, CLIENT, DataPlane, instance};
+use lab::data_plane::{CLIENT, DataPlane, instance, servers};
 use lab::fabric::session::{Action, Rule, Session, http_session};
 use lab::judge::{Request, Sent, Verdict, judge};
 use lab::network::Options;
@@ -21,9 +21,9 @@ use lab::nginx::Entry;
 use lab::perturb::{Counts, Ledger, Settings};
 use lab::process::wait_for;
 use lab::random::Random;
-use lab::rebuilder::{Metrics, Rebuilder, binary, last_figure};
+use lab::rebuilder::{Metrics, binary, last_figure};
 use lab::verbatim::{Taken, Verbatim};
-use lab::world::{Snapshot, Source, World};
+use lab::world::Snapshot;
 
 use live::Tcpdump;
 use raw::{Cut, Raw};
@@ -107,60 +107,37 @@ fn both_ways(id: &str, eni: &str, packet_length: Option<u32>) -> Session {
 /// Two instances, of which the client reaches the first with segments of 1,500 bytes only and the second with jumbo
 /// ones; both are mirrored, the second in both directions.
 fn run(settings: Settings, load: Load) -> Outcome {
-    let binary = binary().unwrap();
     let (plane, mut relay) = DataPlane::perturbed(Options { mtu: JUMBO }, settings).unwrap();
     let analyser = Verbatim::start(&plane.analyser, 80).unwrap();
-    let rebuilder = Rebuilder::start(
-        &plane.rebuilder,
-        &binary,
-        plane.vpc.directory(),
-        &format!("http://{ANALYSER}:80"),
-        &[],
-    )
-    .unwrap();
+    let rebuilder = plane.rebuild(80, &[]).unwrap();
     let tcpdump = load
         .captured
         .then(|| Tcpdump::start(&plane.rebuilder, plane.vpc.directory()));
     let (ordinary, jumbo) = (instance(1), instance(2));
     let mut one_way = http_session("tms-1", ordinary.primary_eni(), 1, &[80]);
     one_way.packet_length = load.packet_length;
-    let snapshot = Snapshot {
+    let cloud = Arc::new(Mutex::new(Snapshot {
         instances: vec![ordinary.clone(), jumbo.clone()],
         sessions: vec![
             one_way,
             both_ways("tms-2", jumbo.primary_eni(), load.packet_length),
         ],
-    };
-    let world = World::start(
-        &plane.vpc,
-        Source::Static(Arc::new(Mutex::new(snapshot))),
-        |_| true,
-    )
-    .unwrap();
-    wait_for(
-        "both instances are mirrored",
-        Duration::from_secs(30),
-        || Ok((world.sessions().len() == 2).then_some(())),
-    )
-    .unwrap();
-    let mut servers: Vec<SocketAddr> = Vec::new();
-    for web in [&ordinary, &jumbo] {
-        for address in [
-            web.address().to_owned(),
-            format!("[{}]", web.enis[0].ipv6[0]),
-        ] {
-            servers.push(format!("{address}:80").parse().unwrap());
-        }
-    }
-    let servers: [SocketAddr; 4] = servers.try_into().unwrap();
-    for server in &servers[..2] {
+    }));
+    let world = plane.mirrored(&cloud).unwrap();
+    let [plain, long] = [&ordinary, &jumbo].map(|web| servers(web).unwrap());
+    for server in plain {
         let prefix = if server.is_ipv6() { 128 } else { 32 };
         let route = format!("route add {}/{prefix} dev eth0 mtu {ORDINARY}", server.ip());
         plane.client.namespace.ip(&route).unwrap();
     }
 
     let begun = Instant::now();
-    let traffic = Traffic::send(&plane, servers, settings.seed, load);
+    let traffic = Traffic::send(
+        &plane,
+        [plain[0], plain[1], long[0], long[1]],
+        settings.seed,
+        load,
+    );
     let took = begun.elapsed();
     let log = wait_for("nginx's logs", Duration::from_secs(10), || {
         let mut log = world.access_log(&ordinary.id)?;
@@ -210,8 +187,7 @@ fn run(settings: Settings, load: Load) -> Outcome {
         "void: the relay has not seen all that was mirrored"
     );
     told(&metrics);
-    let (code, output) = rebuilder.drain(Duration::from_secs(40)).unwrap();
-    assert_eq!(code, Some(0), "{output}");
+    let output = rebuilder.drained().unwrap();
     let settled = begun.elapsed();
     let capture = tcpdump.map(Tcpdump::stop);
     let mut taken = analyser.stop();
