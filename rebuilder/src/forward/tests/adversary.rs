@@ -22,13 +22,7 @@ fn a_peer_that_closes_inside_an_answer_has_taken_the_request_when_its_head_was_w
             }
         }
     });
-    let mut worker = Worker::new(
-        peer.address,
-        ForwardOptions {
-            connections: 1,
-            ..ForwardOptions::default()
-        },
-    );
+    let mut worker = Worker::new(peer.address, one_connection(ForwardOptions::default()));
     worker.submit(&get("/a"));
     worker.submit(&get("/b"));
     worker.run_idle(5);
@@ -135,15 +129,12 @@ fn an_analyser_that_closes_whatever_connects_is_not_asked_without_a_pause() {
 fn answers_that_nobody_asked_for_are_nobody_s() {
     // Each request is answered a hundred times: the first one counts, and what comes behind it is not taken for answers
     // to requests that are sent later.
-    let peer = Peer::new(|mut stream, _| {
-        let mut pending = Vec::new();
-        while let Some(request) = read_request(&mut stream, &mut pending) {
-            let status = &target(&request)[1..];
-            let answer = format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\n\r\n");
-            if stream.write_all(answer.repeat(100).as_bytes()).is_err() {
-                return;
-            }
-        }
+    let peer = Peer::new(|stream, _| {
+        answer(stream, |request| {
+            let status = &target(request)[1..];
+            let head = format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\n\r\n");
+            Some(head.repeat(100).into_bytes())
+        });
     });
     let mut worker = Worker::new(peer.address, short());
     for _ in 0..10 {
@@ -163,20 +154,16 @@ fn answers_that_nobody_asked_for_are_nobody_s() {
 
 #[test]
 fn a_hundred_interim_answers_are_none_and_endless_ones_break_the_connection() {
-    let peer = Peer::new(|mut stream, _| {
-        let mut pending = Vec::new();
-        while let Some(request) = read_request(&mut stream, &mut pending) {
+    let peer = Peer::new(|stream, _| {
+        answer(stream, |request| {
             let interim = b"HTTP/1.1 100 Continue\r\n\r\n";
-            let n = if target(&request) == "/endless" {
+            let n = if target(request) == "/endless" {
                 100_000
             } else {
                 100
             };
-            let answer = [interim.repeat(n), OK.to_vec()].concat();
-            if stream.write_all(&answer).is_err() {
-                return;
-            }
-        }
+            Some([interim.repeat(n), OK.to_vec()].concat())
+        });
     });
     let mut worker = Worker::new(peer.address, short());
     worker.submit(&get("/endless"));
@@ -242,13 +229,7 @@ fn a_body_without_end_is_cut_off_and_nobody_behind_it_is_to_blame() {
             }
         }
     });
-    let mut worker = Worker::new(
-        peer.address,
-        ForwardOptions {
-            connections: 1,
-            ..short()
-        },
-    );
+    let mut worker = Worker::new(peer.address, one_connection(short()));
     for i in 0..10 {
         worker.submit(&get(&format!("/{i}")));
     }
@@ -279,13 +260,7 @@ fn a_408_that_crosses_a_request_is_no_answer_to_it() {
             let _ = stream.write_all(OK);
         }
     });
-    let mut worker = Worker::new(
-        peer.address,
-        ForwardOptions {
-            connections: 1,
-            ..short()
-        },
-    );
+    let mut worker = Worker::new(peer.address, one_connection(short()));
     worker.submit(&get("/a"));
     worker.run_idle(5);
     worker.submit(&get("/b"));

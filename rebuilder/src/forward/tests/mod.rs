@@ -254,6 +254,14 @@ fn short() -> ForwardOptions {
     }
 }
 
+/// All shared requests on one connection.
+fn one_connection(options: ForwardOptions) -> ForwardOptions {
+    ForwardOptions {
+        connections: 1,
+        ..options
+    }
+}
+
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// An analyser that does what a test wants: `serve` runs on a thread for each connection, with its number from 0.
@@ -321,10 +329,18 @@ fn read_request(stream: &mut TcpStream, pending: &mut Vec<u8>) -> Option<Vec<u8>
 }
 
 /// Answers every request with 200 until the peer closes.
-fn answer_all(mut stream: TcpStream) {
+fn answer_all(stream: TcpStream) {
+    answer(stream, |_| Some(OK.to_vec()));
+}
+
+/// Answers every request with what `to` says, until the peer closes; closes itself where it says nothing.
+fn answer(mut stream: TcpStream, mut to: impl FnMut(&[u8]) -> Option<Vec<u8>>) {
     let mut pending = Vec::new();
-    while read_request(&mut stream, &mut pending).is_some() {
-        if stream.write_all(OK).is_err() {
+    while let Some(request) = read_request(&mut stream, &mut pending) {
+        let Some(bytes) = to(&request) else {
+            return;
+        };
+        if stream.write_all(&bytes).is_err() {
             return;
         }
     }

@@ -241,13 +241,7 @@ fn a_body_that_was_cut_is_whole_for_nginx_and_nobody_behind_it_waits() {
     let Some(nginx) = Nginx::start("", "") else {
         return;
     };
-    let mut worker = Worker::new(
-        nginx.address(),
-        ForwardOptions {
-            connections: 1,
-            ..ForwardOptions::default()
-        },
-    );
+    let mut worker = Worker::new(nginx.address(), one_connection(ForwardOptions::default()));
     let mut lines = submit_mixed(&mut worker, 0, 20);
     for (raw, line) in [
         (

@@ -149,18 +149,23 @@ fn requests_that_leave_cost_no_shared_connection() {
     );
 }
 
+/// An analyser that answers everything but this target, and leaves the connection open.
+fn silent_to(silence: &'static str) -> Peer {
+    Peer::new(move |stream, _| {
+        answer(stream, |request| {
+            if target(request) == silence {
+                std::thread::sleep(Duration::from_secs(10));
+                return None;
+            }
+            Some(OK.to_vec())
+        });
+    })
+}
+
 #[test]
 fn what_the_analyser_keeps_waiting_alone_holds_up_no_shared_request() {
     // It answers neither disputed nor leaving requests.
-    let peer = Peer::new(|mut stream, _| {
-        let mut pending = Vec::new();
-        while let Some(request) = read_request(&mut stream, &mut pending) {
-            if target(&request) == "/kept" || stream.write_all(OK).is_err() {
-                std::thread::sleep(Duration::from_secs(10));
-                return;
-            }
-        }
-    });
+    let peer = silent_to("/kept");
     let cap = 64 * 1024;
     let mut worker = Worker::new(
         peer.address,
@@ -195,15 +200,7 @@ fn what_the_analyser_keeps_waiting_alone_holds_up_no_shared_request() {
 
 #[test]
 fn a_flood_of_disputed_requests_is_counted_and_leaves_room_for_the_others() {
-    let peer = Peer::new(|mut stream, _| {
-        let mut pending = Vec::new();
-        while let Some(request) = read_request(&mut stream, &mut pending) {
-            if target(&request) == "/disputed" || stream.write_all(OK).is_err() {
-                std::thread::sleep(Duration::from_secs(10));
-                return;
-            }
-        }
-    });
+    let peer = silent_to("/disputed");
     let mut worker = Worker::new(
         peer.address,
         ForwardOptions {

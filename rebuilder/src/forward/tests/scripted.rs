@@ -9,20 +9,13 @@ use RequestOutcome::*;
 #[test]
 fn the_wire_carries_the_captured_bytes_and_our_lines_in_order() {
     let (sent, received) = channel();
-    let peer = Peer::new(move |mut stream, _| {
-        let mut pending = Vec::new();
-        while let Some(request) = read_request(&mut stream, &mut pending) {
-            sent.send(request).unwrap();
-            stream.write_all(OK).unwrap();
-        }
+    let peer = Peer::new(move |stream, _| {
+        answer(stream, |request| {
+            sent.send(request.to_vec()).unwrap();
+            Some(OK.to_vec())
+        });
     });
-    let mut worker = Worker::new(
-        peer.address,
-        ForwardOptions {
-            connections: 1,
-            ..ForwardOptions::default()
-        },
-    );
+    let mut worker = Worker::new(peer.address, one_connection(ForwardOptions::default()));
     worker.submit(&get("/first?a=%27"));
     worker.submit(&post("/second", b"x=1&y=2"));
     worker.submit(&get("/third"));
@@ -58,13 +51,7 @@ fn many_requests_are_in_flight_on_one_connection() {
         stream.write_all(&OK.repeat(16)).unwrap();
         answer_all(stream);
     });
-    let mut worker = Worker::new(
-        peer.address,
-        ForwardOptions {
-            connections: 1,
-            ..ForwardOptions::default()
-        },
-    );
+    let mut worker = Worker::new(peer.address, one_connection(ForwardOptions::default()));
     for i in 0..17 {
         worker.submit(&get(&format!("/{i}")));
     }
@@ -75,15 +62,14 @@ fn many_requests_are_in_flight_on_one_connection() {
 
 #[test]
 fn each_status_class_has_its_outcome() {
-    let peer = Peer::new(|mut stream, _| {
-        let mut pending = Vec::new();
-        while let Some(request) = read_request(&mut stream, &mut pending) {
-            let status = target(&request).trim_start_matches('/').to_owned();
+    let peer = Peer::new(|stream, _| {
+        answer(stream, |request| {
+            let status = target(request).trim_start_matches('/').to_owned();
             let server = if status == "463" { "awselb/2.0" } else { "x" };
-            let answer =
+            let head =
                 format!("HTTP/1.1 {status} x\r\nServer: {server}\r\nContent-Length: 0\r\n\r\n");
-            stream.write_all(answer.as_bytes()).unwrap();
-        }
+            Some(head.into_bytes())
+        });
     });
     let mut worker = Worker::new(peer.address, ForwardOptions::default());
     for status in ["200", "204", "302", "403", "404", "463", "500"] {
@@ -107,18 +93,12 @@ fn each_status_class_has_its_outcome() {
 fn a_request_that_makes_the_analyser_close_is_refused_after_two_and_harms_nobody() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&seen);
-    let peer = Peer::new(move |mut stream, _| {
-        let mut pending = Vec::new();
-        while let Some(request) = read_request(&mut stream, &mut pending) {
-            let target = target(&request);
+    let peer = Peer::new(move |stream, _| {
+        answer(stream, |request| {
+            let target = target(request);
             log.lock().unwrap().push(target.clone());
-            if target == "/poison" {
-                return;
-            }
-            if stream.write_all(OK).is_err() {
-                return;
-            }
-        }
+            (target != "/poison").then(|| OK.to_vec())
+        });
     });
     let mut worker = Worker::new(peer.address, ForwardOptions::default());
     for i in 0..200 {
