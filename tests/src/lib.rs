@@ -14,6 +14,7 @@
 
 pub mod analyser;
 pub mod client;
+pub mod cpu;
 pub mod data_plane;
 pub mod emulator;
 pub mod fabric;

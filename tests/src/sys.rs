@@ -126,6 +126,19 @@ pub(crate) fn unacknowledged(socket: &TcpStream) -> io::Result<libc::c_int> {
     Ok(bytes)
 }
 
+/// Processor time, user and system, of all children that have ended and been waited for (getrusage(2)).
+pub(crate) fn cpu_of_children() -> (Duration, Duration) {
+    // SAFETY: all bytes zero is a rusage.
+    let mut usage: libc::rusage = unsafe { mem::zeroed() };
+    // SAFETY: the pointer is to `usage`, which the kernel fills in; it outlives the call, which cannot fail.
+    unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) };
+    let time = |time: libc::timeval| {
+        let seconds = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
+        seconds + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
+    };
+    (time(usage.ru_utime), time(usage.ru_stime))
+}
+
 /// Runs the calling thread before all ordinary ones (`SCHED_FIFO`). Where that is not allowed, it goes on as it was.
 pub(crate) fn run_first() {
     let parameters = libc::sched_param { sched_priority: 1 };

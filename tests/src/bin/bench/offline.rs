@@ -1,0 +1,174 @@
+//! Captures in files: this rebuilder beside a loop that only looks at the headers, and beside other readers of captures.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use lab::cpu;
+
+use crate::capture::{self, Mirrored, Mixing};
+use crate::table::Row;
+
+/// Each is run so often; the best counts, because everything else on the machine only adds.
+const RUNS: usize = 5;
+
+/// A capture that was made.
+pub(crate) struct Capture {
+    pub(crate) path: PathBuf,
+    pub(crate) packets: usize,
+}
+
+/// Makes the captures, and reads them so that they are in the page cache.
+pub(crate) fn captures(directory: &Path) -> anyhow::Result<[Capture; 3]> {
+    let make = |name: &str, mirrored, mixing| -> anyhow::Result<Capture> {
+        let path = directory.join(name);
+        let packets =
+            capture::write(&path, mirrored, mixing).with_context(|| path.display().to_string())?;
+        walk(&path)?;
+        Ok(Capture { path, packets })
+    };
+    let both = make("both.pcap", Mirrored::Both, Mixing::Trains)?;
+    ensure!(both.packets == capture::PACKETS);
+    let inbound = make("inbound.pcap", Mirrored::Inbound, Mixing::Trains)?;
+    let mixed = make("mixed.pcap", Mirrored::Both, Mixing::Packets)?;
+    Ok([both, inbound, mixed])
+}
+
+/// The rows of one capture.
+pub(crate) fn run(name: &str, capture: &Capture, others: bool) -> anyhow::Result<Vec<Row>> {
+    let Capture { path, packets } = capture;
+    let mut rows = Vec::new();
+
+    let mut walker = Command::new(std::env::current_exe()?);
+    walker.args(["walk".as_ref(), path.as_os_str()]);
+    let (cpu, _) = best(&mut walker)?;
+    rows.push(Row::new(&format!("{name}: only walked"), cpu, *packets, 0));
+
+    let mut inspect = Command::new(lab::rebuilder::binary()?);
+    inspect.args(["inspect".as_ref(), path.as_os_str(), "--summary".as_ref()]);
+    let (cpu, output) = best(&mut inspect)?;
+    let summary: serde_json::Value = serde_json::from_slice(&output)?;
+    ensure!(
+        summary["requests"] == capture::REQUESTS && summary["packets"] == *packets,
+        "inspect found {} requests in {} packets",
+        summary["requests"],
+        summary["packets"]
+    );
+    let own = cpu;
+    rows.push(
+        Row::new(
+            &format!("{name}: `rebuilder inspect --summary`"),
+            cpu,
+            *packets,
+            capture::REQUESTS,
+        )
+        .noting("all requests"),
+    );
+    if !others {
+        return Ok(rows);
+    }
+
+    for (what, program, arguments) in [
+        (
+            "tshark",
+            "tshark",
+            &[
+                "-n",
+                "-Y",
+                "http.request",
+                "-T",
+                "fields",
+                "-e",
+                "http.request.method",
+                "-r",
+            ][..],
+        ),
+        (
+            "Suricata",
+            "suricata",
+            &[
+                "--runmode",
+                "single",
+                "-k",
+                "none",
+                "-S",
+                "/dev/null",
+                "--set",
+                "outputs.1.eve-log.types.0=http",
+                "-r",
+            ][..],
+        ),
+    ] {
+        let mut command = Command::new(program);
+        command.args(arguments).arg(path);
+        match cpu::of(&mut command) {
+            Ok((cost, output)) if output.status.success() => {
+                let found = output.stdout.iter().filter(|&&b| b == b'\n').count();
+                let ratio = cost.cpu().as_secs_f64() / own.as_secs_f64();
+                rows.push(
+                    Row::new(
+                        &format!("{name}: {what}"),
+                        cost.cpu(),
+                        *packets,
+                        capture::REQUESTS,
+                    )
+                    .noting(format!("{ratio:.0} times ours; {found} lines")),
+                );
+            }
+            Ok((_, output)) => eprintln!("{program}: {}", String::from_utf8_lossy(&output.stderr)),
+            Err(error) => eprintln!("{program}: {error}; not measured"),
+        }
+    }
+    Ok(rows)
+}
+
+/// The least processor time of several runs, and what the last one printed.
+fn best(command: &mut Command) -> anyhow::Result<(Duration, Vec<u8>)> {
+    let mut least = Duration::MAX;
+    let mut printed = Vec::new();
+    for _ in 0..RUNS {
+        let (cost, output) = cpu::of(command)?;
+        ensure!(
+            output.status.success(),
+            "{command:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        least = least.min(cost.cpu());
+        printed = output.stdout;
+    }
+    Ok((least, printed))
+}
+
+/// Reads a capture and looks at each record's headers: what no reader can do without.
+pub(crate) fn walk(path: &Path) -> io::Result<u64> {
+    let mut file = std::fs::File::open(path)?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut filled = file.read(&mut buffer)?;
+    let mut at = 24;
+    let mut seen = 0;
+    loop {
+        let rest = buffer.get(at..filled).unwrap_or_default();
+        let record = rest.split_first_chunk::<16>().and_then(|(header, rest)| {
+            let [.., a, b, c, d] = *header;
+            let len = usize::try_from(u32::from_le_bytes([a, b, c, d])).ok()?;
+            rest.get(..len)
+        });
+        if let Some(record) = record {
+            // Of the outer UDP header the port, of the inner TCP header the ports and the sequence number.
+            let byte = |at: usize| record.get(at).copied().map_or(0, u64::from);
+            seen = (seen + byte(37) + byte(87) + byte(91)) ^ record.len() as u64;
+            at += 16 + record.len();
+            continue;
+        }
+        let left = rest.len();
+        buffer.copy_within(at.min(filled)..filled, 0);
+        at = 0;
+        let read = file.read(buffer.get_mut(left..).unwrap_or_default())?;
+        filled = left + read;
+        if read == 0 {
+            return Ok(std::hint::black_box(seen));
+        }
+    }
+}
