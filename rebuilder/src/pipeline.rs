@@ -42,6 +42,10 @@ impl<F: FnMut(Request)> Sink for Extraction<'_, F> {
         self.extractor.compare(dir, behind, copy)
     }
 
+    fn asks(&self, dir: DirectionId) -> bool {
+        self.extractor.asks(dir)
+    }
+
     fn chunk(&mut self, dir: DirectionId, ends: &Endpoints, chunk: Chunk<'_>) -> Interest {
         *self.gaps += u64::from(matches!(chunk, Chunk::Gap { .. }));
         self.extractor.chunk(dir, ends, chunk, self.out)

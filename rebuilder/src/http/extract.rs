@@ -219,6 +219,12 @@ impl Extractor {
             })
     }
 
+    /// Whether requests came of this direction.
+    #[must_use]
+    pub fn asks(&self, dir: DirectionId) -> bool {
+        self.directions.get(&dir).is_some_and(Direction::asks)
+    }
+
     /// Bytes of requests that are not complete yet.
     #[must_use]
     pub fn held_bytes(&self) -> usize {

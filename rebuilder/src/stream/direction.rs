@@ -130,6 +130,8 @@ pub(super) struct Direction {
     /// What the sender acknowledged last: where its peer's next segment, or its RST, stands.
     ack_sent: Option<Seq>,
     opaque: Option<PacketOutcome>,
+    /// What the bytes seem to be, while they are wanted all the same.
+    presumed: Option<PacketOutcome>,
     /// Flow time of the last segment that took sequence space here.
     pub(super) last: Timestamp,
 }
@@ -195,6 +197,7 @@ impl Direction {
             repeated: env.now,
             ack_sent: None,
             opaque: None,
+            presumed: None,
             last: env.now,
         }
     }
@@ -280,9 +283,34 @@ impl Direction {
         if self.opaque.is_some() {
             return;
         }
-        if let Interest::Opaque(outcome) = sink.chunk(self.id, &self.ends, chunk) {
-            self.opaque = Some(outcome);
+        match sink.chunk(self.id, &self.ends, chunk) {
+            Interest::Wanted => self.presumed = None,
+            Interest::Presumed(outcome) => self.presumed = Some(outcome),
+            Interest::Opaque(outcome) => self.opaque = Some(outcome),
         }
+    }
+
+    /// Whether it looks like answers, and is looked through for requests all the same.
+    pub(super) fn seems_to_answer(&self) -> bool {
+        self.opaque.is_none() && self.presumed == Some(PacketOutcome::Response)
+    }
+
+    /// Whether the other direction gives answers because this one gave requests. Where its SYN was not seen, only if it comes
+    /// from the higher port: else whoever makes a server send a body that reads like a request could silence himself.
+    pub(super) fn asks(&self, sink: &impl Sink) -> bool {
+        (self.isn.is_some() || self.ends.src.port() > self.ends.dst.port()) && sink.asks(self.id)
+    }
+
+    /// No more bytes are wanted.
+    pub(super) fn make_opaque(
+        &mut self,
+        outcome: PacketOutcome,
+        env: &mut Env<'_>,
+        sink: &mut impl Sink,
+    ) {
+        self.opaque = Some(outcome);
+        self.drain(env, sink);
+        self.refresh_hole();
     }
 
     /// Takes a segment that lies in this direction's window.
@@ -310,7 +338,8 @@ impl Direction {
         if part.payload.is_empty() {
             return PacketOutcome::Control;
         }
-        self.opaque.unwrap_or(outcome)
+        let presumed = self.presumed.filter(|_| outcome == PacketOutcome::Stream);
+        self.opaque.or(presumed).unwrap_or(outcome)
     }
 
     fn take_payload(

@@ -8,8 +8,8 @@
 //!
 //! - Of each direction the sink sees [`Chunk::Open`] first, [`Chunk::Closed`] last, each once, and between them every
 //!   byte once, in order; a byte that never came is counted in a [`Chunk::Gap`].
-//! - Directions are independent. The other one is asked for a single thing: what it acknowledged shortens the wait
-//!   for a hole.
+//! - Directions are independent. The other one is asked for two things: what it acknowledged shortens the wait for a
+//!   hole; and that requests came of it ends the search for any in one that looks like answers.
 //! - SYN, FIN and RST destroy nothing. A FIN or RST ends a direction only [`StreamOptions::linger`] after it, so a
 //!   forged one in the middle of a stream changes nothing, and late copies of a closed connection's segments still
 //!   find their stream and end as duplicates. A SYN is kept beside the flow that exists; segments go to the generation
@@ -151,6 +151,9 @@ pub enum Chunk<'a> {
 pub enum Interest {
     /// They are.
     Wanted,
+    /// They are, though it looks as if they gave nothing: packets that bring new ones end in this outcome. With
+    /// [`PacketOutcome::Response`] they are of no use any more once the other direction is known to ask.
+    Presumed(PacketOutcome),
     /// They are not: nothing is held for the direction any more, its packets end in this outcome, and of further
     /// chunks it gets only [`Chunk::Closed`].
     Opaque(PacketOutcome),
@@ -172,6 +175,13 @@ pub trait Sink {
     fn compare(&mut self, dir: DirectionId, behind: u64, copy: &[u8]) -> Compared {
         let _ = (dir, behind, copy);
         Compared::default()
+    }
+
+    /// Whether requests came of this direction, so that the other one of its connection gives answers. As it stands here,
+    /// nobody knows.
+    fn asks(&self, dir: DirectionId) -> bool {
+        let _ = dir;
+        false
     }
 
     /// Called in stream order. Says whether the direction's further bytes are wanted (of no meaning after

@@ -341,10 +341,13 @@ impl Streams {
         let Some((flow, mut env)) = self.parts(slot) else {
             return PacketOutcome::OutOfWindow;
         };
-        match flow.half(side).generations.get_mut(at) {
-            Some(generation) => generation.take(part, &mut env, sink),
-            None => PacketOutcome::OutOfWindow,
-        }
+        end_answers(flow, side, at, &mut env, sink);
+        let Some(generation) = flow.half(side).generations.get_mut(at) else {
+            return PacketOutcome::OutOfWindow;
+        };
+        let outcome = generation.take(part, &mut env, sink);
+        end_answers(flow, side, at, &mut env, sink);
+        outcome
     }
 
     /// Where the table is full and a segment must be held, whoever holds much more gives way.
@@ -560,6 +563,22 @@ impl Streams {
         });
         assert_eq!(self.held_bytes(), held);
         self.budget.check(held + self.flows.bytes());
+    }
+}
+
+/// Looks no more for requests in a direction that looks like answers, where the other one is known to ask.
+fn end_answers(flow: &mut Flow, side: Side, at: usize, env: &mut Env<'_>, sink: &mut impl Sink) {
+    let half = flow.half(side);
+    if !half
+        .generations
+        .get(at)
+        .is_some_and(Direction::seems_to_answer)
+    {
+        return;
+    }
+    let asked = flow.other(side).generations.iter().any(|g| g.asks(sink));
+    if asked && let Some(generation) = flow.half(side).generations.get_mut(at) {
+        generation.make_opaque(PacketOutcome::Response, env, sink);
     }
 }
 

@@ -161,10 +161,9 @@ impl Direction {
     ) -> Stepped {
         if !self.spoke_http && origin.segment_start {
             if looks_like_status(bytes) {
-                return (State::Opaque(PacketOutcome::Response), bytes.len());
-            }
-            if seen == 0 && matches!(bytes, [0x14..=0x17, 0x03, 0..=4, ..]) {
-                return (State::Opaque(PacketOutcome::Tls), bytes.len());
+                self.presumed = Some(PacketOutcome::Response);
+            } else if seen == 0 && matches!(bytes, [0x14..=0x17, 0x03, 0..=4, ..]) {
+                self.presumed = Some(PacketOutcome::Tls);
             }
         }
         let before = search.pending();
@@ -205,7 +204,8 @@ impl Direction {
         }
         let seen = seen.saturating_add(bytes.len() as u64);
         if seen > cx.options.max_search {
-            return (State::Opaque(PacketOutcome::NotHttp), bytes.len());
+            let outcome = self.presumed.unwrap_or(PacketOutcome::NotHttp);
+            return (State::Opaque(outcome), bytes.len());
         }
         (State::Search { search, seen }, bytes.len())
     }

@@ -77,6 +77,14 @@ impl Direction {
             .take_while(|(a, b)| a == b)
             .count();
         if agreeing == missing.len() {
+            if self.midstream && !self.spoke_http {
+                // The first bytes that were seen, but perhaps of a body.
+                self.presumed = Some(PacketOutcome::Http2);
+                cx.counters.skipped_bytes += PREFACE.len() as u64;
+                let seen = PREFACE.len() as u64;
+                let search = Search::default();
+                return (State::Search { search, seen }, agreeing);
+            }
             return (State::Opaque(PacketOutcome::Http2), bytes.len());
         }
         if agreeing < bytes.len() {

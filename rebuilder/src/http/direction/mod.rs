@@ -61,6 +61,9 @@ pub(super) struct Direction {
     lost: bool,
     /// A request was given: this is HTTP, whatever comes.
     spoke_http: bool,
+    /// What a direction without a request looks like where its beginning is not known. Whoever sends a body decides how its
+    /// segments begin, so it is searched all the same.
+    presumed: Option<PacketOutcome>,
     /// Something before may be framed differently by another reader, so everything behind may be, too.
     disputed: bool,
     /// Who the PROXY header named.
@@ -86,6 +89,7 @@ impl Direction {
             midstream,
             lost: false,
             spoke_http: false,
+            presumed: None,
             disputed: false,
             proxied: None,
             after: After::Request,
@@ -254,8 +258,13 @@ impl Direction {
     fn interest(&self) -> Interest {
         match self.state {
             State::Opaque(outcome) => Interest::Opaque(outcome),
-            _ => Interest::Wanted,
+            _ => self.presumed.map_or(Interest::Wanted, Interest::Presumed),
         }
+    }
+
+    /// Whether it gave a request.
+    pub(super) fn asks(&self) -> bool {
+        self.spoke_http
     }
 
     /// No more of a preface comes.
@@ -307,6 +316,7 @@ impl Direction {
         // A reader that believes the client stops here: what follows exists for some and not for others.
         self.disputed |= verdict.closes;
         self.spoke_http = true;
+        self.presumed = None;
         self.after = if verdict.connect {
             After::Connect
         } else if verdict.upgrade {

@@ -178,13 +178,37 @@ fn every_request_of_a_running_connection_is_flagged_midstream() {
     );
 }
 
+/// Once, whoever was joined in the middle of a body of his own could end his reading by how its segments begin.
 #[test]
-fn a_running_connection_that_answers_or_speaks_tls_is_not_searched() {
-    let response = midstream(&[seg("body"), seg("HTTP/1.1 200 OK\r\n\r\n"), seg(NEXT)]);
-    assert_eq!(response.interest, opaque(PacketOutcome::Response));
-    assert_eq!(response.requests.len(), 0);
-    let tls = midstream(&[seg(b"\x17\x03\x03\x00\x20abc"), seg(NEXT)]);
-    assert_eq!(tls.interest, opaque(PacketOutcome::Tls));
+fn what_looks_like_an_answer_tls_or_http_2_in_a_running_connection_hides_no_request() {
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for (segments, presumed) in [
+        (
+            &["body", "HTTP/1.1 200 OK\r\n\r\n", "x"][..],
+            PacketOutcome::Response,
+        ),
+        (&["\x17\x03\x03\0\x20abc", "x"], PacketOutcome::Tls),
+        (
+            &["\x17\x03\x03\0\x20abc", "HTTP/1.0 404 "],
+            PacketOutcome::Response,
+        ),
+        (&[preface, "x"], PacketOutcome::Http2),
+    ] {
+        let mut events: Vec<Event> = segments.iter().map(seg).collect();
+        let seen = midstream(&events);
+        assert_eq!(seen.interest, Interest::Presumed(presumed));
+        let bytes: usize = segments.iter().map(|s| s.len()).sum();
+        assert_eq!(seen.counters.skipped_bytes, bytes as u64);
+        events.extend([seg(NEXT), seg("HTTP/1.1 200 OK\r\n\r\n"), seg(NEXT)]);
+        let found = midstream(&events);
+        assert_eq!(found.lines(), ["GET /next"; 2]);
+        assert_eq!(found.flags()[0], Flags::MIDSTREAM);
+        assert_eq!(found.interest, Interest::Wanted);
+    }
+    // The same where a hole hides the first head of a connection whose SYN was seen.
+    let answer = seg("HTTP/1.1 200 OK\r\n\r\n");
+    let lost = run(&[seg("POST / HT"), Gap(100), answer, seg(NEXT)]);
+    assert_eq!(lost.lines(), ["GET /next"]);
 }
 
 #[test]
@@ -425,7 +449,8 @@ fn the_preface_of_http_2_ends_nothing_but_at_the_beginning() {
         preface.iter().map(|b| seg([*b])).collect(),
     ] {
         let first = run_with(HttpOptions::default(), true, &pieces, End::Fin);
-        assert_eq!(first.interest, opaque(PacketOutcome::Http2));
+        let presumed = Interest::Presumed(PacketOutcome::Http2);
+        assert_eq!(first.interest, presumed);
     }
     let later = [seg(b"the end of a body"), seg(preface), seg(next)];
     let later = run_with(HttpOptions::default(), true, &later, End::Fin);

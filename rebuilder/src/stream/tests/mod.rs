@@ -19,6 +19,7 @@ mod late;
 mod overlap;
 mod property;
 mod retina;
+mod roles;
 mod rules;
 mod syn;
 
