@@ -1,4 +1,4 @@
-//! What a whole command costs.
+//! What a whole command or a thread costs.
 
 use std::io;
 use std::process::{Command, Output, Stdio};
@@ -41,4 +41,10 @@ pub fn of(command: &mut Command) -> io::Result<(Cost, Output)> {
         wall,
     };
     Ok((cost, output))
+}
+
+/// Processor time of the calling thread so far, user and system.
+#[must_use]
+pub fn of_this_thread() -> Duration {
+    sys::cpu_of_this_thread()
 }

@@ -1,6 +1,7 @@
 //! What the rebuilder costs, in processor time; `tests/bench` builds all that this needs.
 
 mod capture;
+mod egress;
 mod offline;
 mod table;
 
@@ -24,6 +25,11 @@ struct Options {
 enum What {
     /// Captures in files only.
     Offline,
+    /// Sending requests only.
+    Egress,
+    /// What they are sent to: says its address, answers, and ends with its input.
+    #[command(hide = true)]
+    Sink,
     /// Reads a capture and looks at its headers, nothing else: the least that any reader does.
     #[command(hide = true)]
     Walk {
@@ -43,9 +49,17 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> anyhow::Result<()> {
-    if let Some(What::Walk { file }) = &options.what {
-        offline::walk(file).with_context(|| file.display().to_string())?;
-        return Ok(());
+    match &options.what {
+        Some(What::Walk { file }) => {
+            offline::walk(file).with_context(|| file.display().to_string())?;
+            return Ok(());
+        }
+        Some(What::Sink) => return egress::sink(),
+        Some(What::Egress) => {
+            table::print(&egress::run()?);
+            return Ok(());
+        }
+        Some(What::Offline) | None => {}
     }
     std::fs::create_dir_all(&options.directory)
         .with_context(|| options.directory.display().to_string())?;
@@ -53,6 +67,9 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let mut rows = offline::run("both directions", &both, true)?;
     rows.extend(offline::run("inbound only", &inbound, false)?);
     rows.extend(offline::run("both, packets mixed", &mixed, false)?);
+    if options.what.is_none() {
+        rows.extend(egress::run()?);
+    }
     table::print(&rows);
     Ok(())
 }
