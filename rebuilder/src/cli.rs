@@ -144,6 +144,7 @@ impl From<FrameArgs> for DecodeOptions {
                 ChecksumArg::Count => ChecksumPolicy::Count,
                 ChecksumArg::Drop => ChecksumPolicy::Drop,
             },
+            ..Self::default()
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::http::{Flags, Request, write_json};
+use crate::keyed::Keyed;
 use crate::pipeline::{Pipeline, PipelineOptions};
 use crate::receive::LinkType;
 use crate::receive::capture::{CaptureError, CaptureReader};
@@ -72,12 +73,15 @@ impl Summary {
 pub fn run(
     file: &Path,
     format: Format,
-    options: PipelineOptions,
+    mut options: PipelineOptions,
     out: &mut impl Write,
     mut remark: impl FnMut(String),
 ) -> Result<(), InspectError> {
     let begun = Instant::now();
     let mut reader = CaptureReader::open(file)?;
+    // The same file gives the same result, also where it makes a table forget something.
+    options.stream.hash = Keyed::FIXED;
+    options.decode.hash = Keyed::FIXED;
     let mut pipeline = Pipeline::new(options);
     let mut summary = Summary::default();
     // Counted by place: a look-up by name would cost a packet as much as decoding it.

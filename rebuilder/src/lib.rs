@@ -16,6 +16,7 @@ pub mod forward;
 pub mod handover;
 pub mod http;
 pub mod inspect;
+pub mod keyed;
 pub mod pipeline;
 pub mod receive;
 pub mod replay;

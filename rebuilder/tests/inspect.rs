@@ -478,6 +478,40 @@ fn what_the_client_ended_is_aborted_and_what_the_file_ended_is_truncated() {
     );
 }
 
+/// More connections wait for their first byte than SYNs are remembered: which are forgotten, and so joined midway, must
+/// not depend on anything but the file.
+#[test]
+fn the_same_file_gives_the_same_rows_each_time() {
+    let mut senders: Vec<Sender> = (0..70_000_u32)
+        .map(|n| {
+            let [_, a, b, c] = n.to_be_bytes();
+            Sender::new(&format!("10.{a}.{b}.{c}:40000"), SERVER)
+        })
+        .collect();
+    let syns: Vec<_> = senders.iter_mut().map(Sender::syn).collect();
+    let requests = senders
+        .iter_mut()
+        .map(|sender| sender.data("GET / HTTP/1.1\r\nHost: x\r\n\r\n"));
+    let records: Vec<Record> = syns
+        .into_iter()
+        .chain(requests)
+        .enumerate()
+        .map(|(n, frame)| at(1_700_000_000_000_000_000 + n as u64, frame))
+        .collect();
+    let file = pcap(&records);
+    let figures = || {
+        let (code, out, err) = inspect_file(&file, &["--summary"]);
+        assert_eq!((code, err.as_str()), (Some(0), ""));
+        let mut summary: Value = serde_json::from_str(&out).unwrap();
+        summary.as_object_mut().unwrap().remove("elapsed_s");
+        summary
+    };
+    let first = figures();
+    assert_eq!(first["requests"], 70_000);
+    assert!(first["requests_by_flag"]["midstream"].as_u64() > Some(1_000));
+    assert_eq!(first, figures());
+}
+
 #[test]
 fn an_incomplete_head_gives_no_row() {
     let get = b"GET /whole HTTP/1.1\r\nHost: x\r\n\r\n";

@@ -10,12 +10,12 @@
 //! that could be right. The pieces of an IPv4 packet are checked by their header, and the packet, once whole, by TCP's.
 //! The sums of tunnel headers are not looked at: AWS sends the mirror's UDP with none.
 
-use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 
 use super::Vni;
 use super::ip::{self, IpPacket};
+use crate::keyed::Keyed;
 
 /// What a wrong checksum does to a frame that is whole (`--checksum`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,8 +159,8 @@ struct Slot {
 #[derive(Debug)]
 pub(super) struct Checksums {
     policy: ChecksumPolicy,
-    /// Keyed per process, so that no sender can aim at a set.
-    hasher: RandomState,
+    /// Keyed, so that no sender can aim at a set.
+    hasher: Keyed,
     sets: Vec<Vec<Slot>>,
     /// Set and place of the last one: frames of an interface come in runs, and hashing costs more than looking.
     last: (usize, usize),
@@ -169,10 +169,10 @@ pub(super) struct Checksums {
 }
 
 impl Checksums {
-    pub(super) fn new(policy: ChecksumPolicy) -> Self {
+    pub(super) fn new(policy: ChecksumPolicy, hasher: Keyed) -> Self {
         Self {
             policy,
-            hasher: RandomState::new(),
+            hasher,
             sets: Vec::new(),
             last: (0, 0),
             uses: 0,

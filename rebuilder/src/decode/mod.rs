@@ -30,6 +30,7 @@ mod vxlan;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
+use crate::keyed::Keyed;
 use crate::receive::{Frame, LinkType};
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
@@ -109,6 +110,8 @@ pub struct DecodeOptions {
     pub ports: Vec<RangeInclusive<u16>>,
     /// What a wrong checksum does.
     pub checksum: ChecksumPolicy,
+    /// For what is looked up by addresses. Default: under a random key.
+    pub hash: Keyed,
 }
 
 /// Takes frames apart, one at a time.
@@ -127,7 +130,7 @@ impl Decoder {
     pub fn new(options: DecodeOptions) -> Self {
         Self {
             fragments: fragments::Reassembler::default(),
-            checksums: checksum::Checksums::new(options.checksum),
+            checksums: checksum::Checksums::new(options.checksum, options.hash),
             whole: Default::default(),
             options,
         }

@@ -25,14 +25,41 @@ pub(super) enum Side {
     High,
 }
 
+/// Which bits of a key's last word say that an endpoint is an IPv6 one.
+const IS_V6: u64 = 0b11 << 62;
+
 /// Both endpoints in order, and the VNI when it counts; packed so that hashing is five words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FlowKey([u64; 5]);
 
 impl Hash for FlowKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        for word in self.0 {
-            state.write_u64(word);
+        let [a, b, c, d, rest] = self.0;
+        // Of IPv4 two words tell all; the last one tells the families.
+        if rest & IS_V6 == 0 {
+            state.write_u64(b << 32 | d);
+        } else {
+            for word in [a, b, c, d] {
+                state.write_u64(word);
+            }
+        }
+        state.write_u64(rest);
+    }
+}
+
+/// A flow's key with its hash, which is made once a packet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Name {
+    pub(super) key: FlowKey,
+    pub(super) hash: u64,
+}
+
+impl Name {
+    /// What names one direction to the ISN cache: nobody who lacks the hash's key can make two alike.
+    pub(super) fn tag(&self, side: Side) -> u64 {
+        match side {
+            Side::Low => self.hash,
+            Side::High => self.hash.rotate_left(32),
         }
     }
 }
@@ -201,7 +228,7 @@ impl Half {
 
 /// A connection in the table.
 pub(super) struct Flow {
-    pub(super) key: FlowKey,
+    pub(super) name: Name,
     low: Half,
     high: Half,
     /// Flow time of the last packet of either direction.
@@ -223,9 +250,9 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) fn new(key: FlowKey, now: Timestamp) -> Self {
+    pub(super) fn new(name: Name, now: Timestamp) -> Self {
         Self {
-            key,
+            name,
             low: Half::default(),
             high: Half::default(),
             last: now,

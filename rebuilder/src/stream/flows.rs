@@ -1,12 +1,13 @@
 //! The connections in the table: by key, by silence, by what they cost, by when time changes something in them.
 
-use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
+use hashbrown::HashTable;
+
 use crate::time::Timestamp;
 
-use super::flow::{Flow, FlowKey};
+use super::flow::{Flow, Name};
 use super::offset::index;
 use crate::budget::{Budget, Source};
 
@@ -68,9 +69,23 @@ struct Cost {
     after: usize,
 }
 
+/// Where a flow is. The table of these is small enough to stay near the processor, and as a rule nothing else must be
+/// looked at to find the slot.
+struct Entry {
+    /// Bits of the hash that the table itself does not look at.
+    tag: u32,
+    slot: u32,
+}
+
+/// The middle of a hash: the table takes its place from the lower bits, and the upper seven to compare.
+#[allow(clippy::cast_possible_truncation)]
+const fn tag(hash: u64) -> u32 {
+    (hash >> 25) as u32
+}
+
 /// The flows of one worker.
 pub(super) struct Flows {
-    index: HashMap<FlowKey, u32, RandomState>,
+    index: HashTable<Entry>,
     slots: Vec<Option<Flow>>,
     free: Vec<u32>,
     /// All flows in the order of silence.
@@ -92,12 +107,12 @@ pub(super) struct Flows {
 
 impl Flows {
     /// Room for flows that cost `cap` bytes, and for `max` of them.
-    pub(super) fn new(hasher: RandomState, cap: usize, max: usize) -> Self {
+    pub(super) fn new(cap: usize, max: usize) -> Self {
         let max = max.max(1);
         // Reserved at once: a table that grows is for a while there twice. Pages that are not used cost nothing.
         let room = (cap / (FLOW_BYTES + DIRECTION_BYTES)).min(max) + 1;
         Self {
-            index: HashMap::with_capacity_and_hasher(room, hasher),
+            index: HashTable::with_capacity(room),
             slots: Vec::with_capacity(room),
             free: Vec::new(),
             all: Ends::EMPTY,
@@ -122,8 +137,12 @@ impl Flows {
         self.bytes
     }
 
-    pub(super) fn find(&self, key: &FlowKey) -> Option<u32> {
-        self.index.get(key).copied()
+    pub(super) fn find(&self, name: &Name) -> Option<u32> {
+        let tag = tag(name.hash);
+        let is_it = |entry: &Entry| {
+            entry.tag == tag && self.get(entry.slot).is_some_and(|f| f.name.key == name.key)
+        };
+        self.index.find(name.hash, is_it).map(|entry| entry.slot)
     }
 
     pub(super) fn get(&self, slot: u32) -> Option<&Flow> {
@@ -140,7 +159,7 @@ impl Flows {
 
     /// Enters a flow whose state `source` answers for. [`Flows::settle`] charges it.
     pub(super) fn insert(&mut self, mut flow: Flow, source: Source) -> u32 {
-        let key = flow.key;
+        let hash = flow.name.hash;
         flow.owner = self.owner(source);
         let slot = match self.free.pop() {
             Some(slot) => {
@@ -155,7 +174,16 @@ impl Flows {
                 u32::try_from(self.slots.len() - 1).unwrap_or(NIL)
             }
         };
-        self.index.insert(key, slot);
+        let entry = Entry {
+            tag: tag(hash),
+            slot,
+        };
+        let slots = &self.slots;
+        let rehash = |entry: &Entry| {
+            let flow = slots.get(index(u64::from(entry.slot)));
+            flow.and_then(Option::as_ref).map_or(0, |f| f.name.hash)
+        };
+        self.index.insert_unique(hash, entry, rehash);
         self.link(slot);
         slot
     }
@@ -173,7 +201,10 @@ impl Flows {
         if let Some(armed) = flow.armed {
             self.timers.remove(&(armed, slot));
         }
-        self.index.remove(&flow.key);
+        let entry = self.index.find_entry(flow.name.hash, |e| e.slot == slot);
+        if let Ok(entry) = entry {
+            entry.remove();
+        }
         self.free.push(slot);
         self.leave_holders(flow.size, flow.size_at);
         self.charge(
@@ -485,7 +516,7 @@ impl Flows {
             let Some(flow) = flow else { continue };
             let slot = u32::try_from(slot).unwrap_or(NIL);
             each(flow);
-            assert_eq!(self.index.get(&flow.key), Some(&slot));
+            assert_eq!(self.find(&flow.name), Some(slot));
             if let Some(at) = flow.armed {
                 assert!(self.timers.contains(&(at, slot)));
                 armed += 1;

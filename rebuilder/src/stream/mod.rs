@@ -61,9 +61,8 @@
 //! TCP options change nothing: a segment that a server would drop for its time stamp (PAWS, RFC 7323 §5) or for its MD5
 //! signature (RFC 2385) is taken; if it disagrees with the true one, that is a conflict as any other.
 //!
-//! **The hash** over addresses and ports is std's SipHash-1-3 with a random key per process: 10 ns slower a packet than
-//! foldhash, but an outsider chooses half of the key of every flow, and only SipHash claims to withstand that. Nothing
-//! that is given out is ever ordered by it.
+//! **The hash** over addresses and ports is keyed ([`crate::keyed`]): an outsider chooses half of the key of every flow.
+//! Nothing that is given out is ever ordered by it.
 
 #![forbid(unsafe_code)]
 
@@ -71,6 +70,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::decode::Vni;
+use crate::keyed::Keyed;
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
@@ -245,6 +245,8 @@ pub struct StreamOptions {
     /// How far from the next expected byte a segment may lie, ahead or behind, and still belong to the direction.
     /// Default: 16 MiB, above the largest receive window that systems come with.
     pub window: u32,
+    /// For what is looked up by addresses and ports. Default: under a random key.
+    pub hash: Keyed,
 }
 
 impl Default for StreamOptions {
@@ -263,6 +265,7 @@ impl Default for StreamOptions {
             max_flows: 200_000,
             isn_entries: 1 << 16,
             window: 16 << 20,
+            hash: Keyed::default(),
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The flow table: finds the direction a segment belongs to, keeps time and caps.
 
-use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
 use crate::decode::{Segment, Seq, TcpFlags};
@@ -9,7 +8,7 @@ use crate::time::Timestamp;
 
 use super::clock::FlowClock;
 use super::direction::{Direction, Env, Part, cost_of};
-use super::flow::{Flow, FlowKey, Place, Side};
+use super::flow::{Flow, FlowKey, Name, Place, Side};
 use super::flows::{Flows, size};
 use super::held::RUN_BYTES;
 use super::isn::IsnCache;
@@ -45,7 +44,6 @@ pub struct Stats {
 /// The connections of one worker. See the module's documentation for what it promises.
 pub struct Streams {
     opts: StreamOptions,
-    hasher: RandomState,
     /// For what was handed on. It need not withstand somebody who sees hashes, for nobody does.
     content: foldhash::fast::RandomState,
     flows: Flows,
@@ -62,10 +60,8 @@ impl Streams {
     /// An empty table.
     #[must_use]
     pub fn new(opts: StreamOptions) -> Self {
-        let hasher = RandomState::new();
         Self {
-            flows: Flows::new(hasher.clone(), opts.total_cap / 2, opts.max_flows),
-            hasher,
+            flows: Flows::new(opts.total_cap / 2, opts.max_flows),
             content: foldhash::fast::RandomState::default(),
             next_due: Timestamp::INFINITY,
             clock: FlowClock::default(),
@@ -100,12 +96,12 @@ impl Streams {
         if now >= self.next_due {
             self.expire(now, sink);
         }
-        let (key, side) = FlowKey::of(self.opts.flow_scope, seg);
-        let Some(slot) = self.flows.find(&key) else {
-            return self.push_unknown(seg, key, side, sink);
+        let (name, side) = self.name(seg);
+        let Some(slot) = self.flows.find(&name) else {
+            return self.push_unknown(seg, name, side, sink);
         };
         self.flows.touch(slot, now);
-        let outcome = self.push_known(slot, seg, key, side, sink);
+        let outcome = self.push_known(slot, seg, name, side, sink);
         self.settle(slot, sink);
         outcome
     }
@@ -114,7 +110,7 @@ impl Streams {
     fn push_unknown(
         &mut self,
         seg: &Segment<'_>,
-        key: FlowKey,
+        name: Name,
         side: Side,
         sink: &mut impl Sink,
     ) -> PacketOutcome {
@@ -123,12 +119,12 @@ impl Streams {
             return PacketOutcome::Control;
         }
         if seg.flags.contains(TcpFlags::SYN) {
-            let tag = self.tag(key, side);
+            let tag = name.tag(side);
             self.isns.insert(tag, seg.seq, now);
         }
         if seg.payload.is_empty() {
             if seg.flags.contains(TcpFlags::URG) {
-                let tag = self.tag(key, side);
+                let tag = name.tag(side);
                 let at = advance(seg.seq, u64::from(seg.urgent.max(1)) - 1);
                 self.isns.note_urgent(tag, at);
             }
@@ -141,10 +137,10 @@ impl Streams {
         } else {
             seg.src.ip()
         };
-        let slot = self.flows.insert(Flow::new(key, now), Source::of(client));
+        let slot = self.flows.insert(Flow::new(name, now), Source::of(client));
         self.stats.flows += 1;
         self.next_due = self.next_due.min(now + self.opts.idle);
-        let outcome = self.take(slot, seg, key, side, sink);
+        let outcome = self.take(slot, seg, name, side, sink);
         self.settle(slot, sink);
         outcome
     }
@@ -181,14 +177,11 @@ impl Streams {
         &mut self,
         slot: u32,
         seg: &Segment<'_>,
-        key: FlowKey,
+        name: Name,
         side: Side,
         sink: &mut impl Sink,
     ) -> PacketOutcome {
-        let tag = seg
-            .flags
-            .contains(TcpFlags::SYN)
-            .then(|| self.tag(key, side));
+        let tag = seg.flags.contains(TcpFlags::SYN).then(|| name.tag(side));
         let Some((flow, mut env)) = self.parts(slot) else {
             return PacketOutcome::Control;
         };
@@ -221,7 +214,7 @@ impl Streams {
             }
             return PacketOutcome::Control;
         }
-        self.take(slot, seg, key, side, sink)
+        self.take(slot, seg, name, side, sink)
     }
 
     fn bare_fin(&mut self, slot: u32, seq: Seq, side: Side) {
@@ -241,7 +234,7 @@ impl Streams {
         &mut self,
         slot: u32,
         seg: &Segment<'_>,
-        key: FlowKey,
+        name: Name,
         side: Side,
         sink: &mut impl Sink,
     ) -> PacketOutcome {
@@ -270,7 +263,7 @@ impl Streams {
             return self.take_doubtful(slot, side, doubtful, &part, sink);
         };
         let (now, window) = (env.now, env.opts.window);
-        let tag = self.tag(key, side);
+        let tag = name.tag(side);
         let opening = self.isns.take(tag, part.seq, window, now);
         let opens = opening.is_some()
             || (!part.payload.is_empty()
@@ -447,9 +440,11 @@ impl Streams {
         }
     }
 
-    /// Names a direction to the ISN cache.
-    fn tag(&self, key: FlowKey, side: Side) -> u64 {
-        self.hasher.hash_one((key, side == Side::High))
+    /// The flow of a segment, and the side that sent it.
+    fn name(&self, seg: &Segment<'_>) -> (Name, Side) {
+        let (key, side) = FlowKey::of(self.opts.flow_scope, seg);
+        let hash = self.opts.hash.hash_one(key);
+        (Name { key, hash }, side)
     }
 
     fn flow(&mut self, slot: u32) -> Option<&mut Flow> {

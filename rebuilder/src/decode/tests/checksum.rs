@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::super::checksum::{Checksums, LEAST, Path, WINDOW, right, sum};
 use super::*;
 use crate::http::{Flags, Request};
+use crate::keyed::Keyed;
 use crate::pipeline::{Pipeline, PipelineOptions};
 use crate::stream::End;
 
@@ -281,7 +282,7 @@ fn right_headers_of_pieces_are_no_evidence_for_the_sums_of_whole_frames() {
 
 #[test]
 fn windows_are_capped_and_the_one_that_is_used_stays() {
-    let mut checksums = Checksums::new(ChecksumPolicy::Auto);
+    let mut checksums = Checksums::new(ChecksumPolicy::Auto, Keyed::default());
     let path = |n: usize| {
         let mut ends = [0; 12];
         ends[..8].copy_from_slice(&n.to_be_bytes());
@@ -389,7 +390,7 @@ proptest! {
     fn exactly_the_last_thousand_decide(
         runs in prop::collection::vec((any::<bool>(), 1usize..400), 1..30),
     ) {
-        let mut checksums = Checksums::new(ChecksumPolicy::Auto);
+        let mut checksums = Checksums::new(ChecksumPolicy::Auto, Keyed::default());
         let path = || Path { vni: None, ends: [0; 12] };
         let mut last = VecDeque::new();
         let verdicts = runs.iter().flat_map(|(is_right, long)| {
