@@ -20,6 +20,7 @@ use crate::forward::{Addresses, ForwardError, ForwardOptions, Forwarder, Target}
 use crate::handover::Handover;
 use crate::http::{Cidr, Flags, Request, is_health_check};
 use crate::pipeline::{Pipeline, PipelineOptions};
+use crate::receive::Left;
 use crate::receive::udp::{self, BindError, SCANT_RECEIVE_BUFFER, UdpOptions, UdpReceiver};
 use crate::stream::{End, SET_BACK};
 use crate::telemetry::{
@@ -377,6 +378,8 @@ struct Worker {
 enum Read {
     /// Nothing is left.
     Empty,
+    /// Nothing can be read now, but what has arrived will be in some milliseconds.
+    Soon,
     /// The budget is used up.
     More,
     /// Another worker must first take what was handed over to it.
@@ -435,13 +438,14 @@ impl Worker {
         handover.take(|segment| counters.packet(pipeline.segment(segment, &mut submit)));
         match drained {
             Ok(drained) => {
-                if drained.empty && is_recent(now, wall_clock()) {
+                if drained.left == Left::Nothing && is_recent(now, wall_clock()) {
                     pipeline.advance(now, &mut submit);
                 }
-                match (drained.empty, budget) {
-                    (true, _) => Read::Empty,
-                    (false, 0) => Read::BackedUp,
-                    (false, _) => Read::More,
+                match (drained.left, budget) {
+                    (Left::Nothing, _) => Read::Empty,
+                    (Left::Soon, _) => Read::Soon,
+                    (Left::More, 0) => Read::BackedUp,
+                    (Left::More, _) => Read::More,
                 }
             }
             Err(e) => {
@@ -575,7 +579,7 @@ impl Worker {
                 tracing::debug!(worker = self.index, %error, "the packet socket reports");
                 true
             },
-            |drained| drained.empty,
+            |drained| drained.left == Left::Nothing,
         )
     }
 }

@@ -1,7 +1,10 @@
-//! Where frames come from: a UDP socket on the VXLAN port, or a capture file.
+//! Where frames come from: a packet ring or a UDP socket on the VXLAN port, or a capture file.
 
+mod bpf;
 pub mod capture;
+pub mod ring;
 mod steering;
+mod sys;
 pub mod udp;
 
 use crate::time::Timestamp;
@@ -42,6 +45,26 @@ pub struct Frame<'a> {
     pub link: LinkType,
     /// The captured bytes; may be fewer than were on the wire.
     pub data: &'a [u8],
+}
+
+/// What a drain found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// How many datagrams were handed over.
+    pub datagrams: usize,
+    /// What it left.
+    pub left: Left,
+}
+
+/// What waits when a drain ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing that had arrived before the drain began: only then may flow time follow the wall clock.
+    Nothing,
+    /// Something that cannot be read yet, but in some milliseconds.
+    Soon,
+    /// Perhaps more: the budget is used up.
+    More,
 }
 
 impl LinkType {

@@ -5,7 +5,7 @@
 //! different outer sources), so the inner addresses and ports are hashed, symmetrically: addresses and ports of both
 //! ends are XORed, the result is mixed and reduced to the number of workers.
 //!
-//! The program sees the UDP payload from its first byte: a VXLAN header (on the port of GENEVE, behind what a Gateway
+//! The program sees the UDP payload, from its first byte or behind the outer headers: a VXLAN header (on the port of GENEVE, behind what a Gateway
 //! Load Balancer writes), an Ethernet frame with up to two VLAN tags, IP. Inner packets that are
 //! not TCP, and fragments, are spread by their addresses alone; whatever is not IP, or too short, goes to worker 0. What
 //! is a TCP segment all the same, once it is decoded, goes on to the worker that [`owner`] names (`handover.rs`).
@@ -15,10 +15,11 @@ use std::net::{IpAddr, SocketAddr};
 use libc::{
     BPF_A, BPF_ABS, BPF_ALU, BPF_AND, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K,
     BPF_LD, BPF_LDX, BPF_MEM, BPF_MISC, BPF_MOD, BPF_MSH, BPF_MUL, BPF_RET, BPF_RSH, BPF_ST,
-    BPF_TAX, BPF_W, BPF_X, BPF_XOR, sock_filter,
+    BPF_TAX, BPF_W, BPF_X, BPF_XOR, SKF_AD_PROTOCOL, sock_filter,
 };
 
 use super::LinkType;
+use super::bpf::{BPF_JA, jump, load_ancillary, load_byte, load_half, load_word, op};
 
 /// From the VXLAN header on: behind it (8) and both MAC addresses (12).
 const ETHERTYPE: u32 = 20;
@@ -40,37 +41,6 @@ const MIX: u32 = 0x9e37_79b1;
 /// Memory words of the program.
 const HASH: u32 = 0;
 const PORT: u32 = 1;
-
-/// Not among `libc`'s: an unconditional jump is zero.
-const BPF_JA: u32 = 0x00;
-
-/// An instruction that does not jump.
-fn op(code: u32, k: u32) -> sock_filter {
-    jump(code, k, 0, 0)
-}
-
-/// An instruction; `yes` and `no` are how many to skip.
-fn jump(code: u32, k: u32, yes: usize, no: usize) -> sock_filter {
-    sock_filter {
-        // All codes are below 256, and all blocks below 64 instructions.
-        code: u16::try_from(code).unwrap_or(u16::MAX),
-        jt: u8::try_from(yes).unwrap_or(u8::MAX),
-        jf: u8::try_from(no).unwrap_or(u8::MAX),
-        k,
-    }
-}
-
-fn load_word(at: u32) -> sock_filter {
-    op(BPF_LD | BPF_W | BPF_ABS, at)
-}
-
-fn load_half(at: u32) -> sock_filter {
-    op(BPF_LD | BPF_H | BPF_ABS, at)
-}
-
-fn load_byte(at: u32) -> sock_filter {
-    op(BPF_LD | BPF_B | BPF_ABS, at)
-}
 
 /// XORs the words at `from`, `from + 4`, ... into the hash.
 fn hash_words(from: u32, words: u32) -> Vec<sock_filter> {
@@ -121,19 +91,55 @@ pub(crate) fn owner(src: SocketAddr, dst: SocketAddr, workers: usize) -> usize {
 ///
 /// Of GENEVE it reads what a Gateway Load Balancer writes around a mirrored packet; anything else goes to worker 0.
 pub(super) fn program(workers: u32, link: LinkType) -> Vec<sock_filter> {
+    program_at(workers, link, 0)
+}
+
+/// The same for a group of packet sockets: it sees the datagram from its outer IP header, which may be without options
+/// only; whatever has some goes to worker 0.
+pub(super) fn packet_program(workers: u32, link: LinkType) -> Vec<sock_filter> {
+    let v6 = {
+        let mut program = Vec::new();
+        check(&mut program, BPF_B, 6, 0xff, UDP);
+        program.extend(program_at(workers, link, 40 + 8));
+        program
+    };
+    let v4 = {
+        let mut program = Vec::new();
+        check(&mut program, BPF_B, 0, 0xff, 0x45);
+        check(&mut program, BPF_B, 9, 0xff, UDP);
+        program.extend(program_at(workers, link, 20 + 8));
+        program
+    };
+    let over = u32::try_from(v6.len()).unwrap_or(u32::MAX);
+    let mut program = vec![
+        load_ancillary(SKF_AD_PROTOCOL),
+        jump(BPF_JMP | BPF_JEQ | BPF_K, 0x0800, 2, 0),
+        jump(BPF_JMP | BPF_JEQ | BPF_K, 0x86dd, 2, 0),
+        op(BPF_RET | BPF_K, 0),
+        op(BPF_JMP | BPF_JA, over),
+    ];
+    program.extend(v6);
+    program.extend(v4);
+    program
+}
+
+/// Worker 0 unless the value at `at`, of a size, under `mask`, is the `wanted` one.
+fn check(program: &mut Vec<sock_filter>, size: u32, at: u32, mask: u32, wanted: u32) {
+    program.extend([
+        op(BPF_LD | size | BPF_ABS, at),
+        op(BPF_ALU | BPF_AND | BPF_K, mask),
+        jump(BPF_JMP | BPF_JEQ | BPF_K, wanted, 1, 0),
+        op(BPF_RET | BPF_K, 0),
+    ]);
+}
+
+/// The program for a datagram whose payload begins at `base`.
+fn program_at(workers: u32, link: LinkType, base: u32) -> Vec<sock_filter> {
     if link != LinkType::Geneve {
-        return steer(workers, 0);
+        return steer(workers, base);
     }
     let mut program = Vec::new();
-    // A value in `mode` at `at`, under `mask`, that must be `wanted`.
-    let mut check = |mode: u32, at: u32, mask: u32, wanted: u32| {
-        program.extend([
-            op(BPF_LD | mode | BPF_ABS, at),
-            op(BPF_ALU | BPF_AND | BPF_K, mask),
-            jump(BPF_JMP | BPF_JEQ | BPF_K, wanted, 1, 0),
-            op(BPF_RET | BPF_K, 0),
-        ]);
-    };
+    let mut check = |size, at, mask, wanted| check(&mut program, size, base + at, mask, wanted);
     // GENEVE: version 0, 32 bytes of options, IPv4 in it.
     check(BPF_B, 0, 0xff, 8);
     check(BPF_H, 2, 0xffff, 0x0800);
@@ -142,7 +148,7 @@ pub(super) fn program(workers: u32, link: LinkType) -> Vec<sock_filter> {
     check(BPF_H, 46, 0x3fff, 0);
     check(BPF_B, 49, 0xff, UDP);
     check(BPF_H, 62, 0xffff, 4789);
-    program.extend(steer(workers, BEHIND_GATEWAY));
+    program.extend(steer(workers, base + BEHIND_GATEWAY));
     program
 }
 

@@ -11,7 +11,8 @@ use std::os::fd::AsRawFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{Frame, LinkType, steering};
+use super::sys::{get_words, set_option, set_program};
+use super::{Drained, Frame, Left, LinkType, ring, steering};
 use crate::time::Timestamp;
 
 /// What is asked of the kernel for a socket's queue, in bytes: at 300,000 packets/s, smaller than 8 MB lost some,
@@ -34,12 +35,15 @@ const CONTROL: usize = 64;
 const GENEVE_PORT: u16 = 6081;
 
 /// What datagrams to `port` begin with.
-fn link_type(port: u16) -> LinkType {
+pub(super) fn link_type(port: u16) -> LinkType {
     match port {
         GENEVE_PORT => LinkType::Geneve,
         _ => LinkType::Vxlan,
     }
 }
+
+/// What the kernel tells of a socket's memory (`SK_MEMINFO_…`): the drops are the last of it.
+const MEMORY_WORDS: usize = libc::SK_MEMINFO_DROPS as usize + 1;
 
 /// How a receiver is set up.
 #[derive(Clone, Copy, Debug)]
@@ -85,6 +89,27 @@ pub enum BindError {
         /// What was asked for.
         addr: SocketAddr,
     },
+    /// Packet sockets are for privileged processes.
+    #[error(
+        "UDP {addr}: a packet ring is not permitted; give the process CAP_NET_RAW, or choose --receive socket"
+    )]
+    NoPacketSocket {
+        /// What was asked for.
+        addr: SocketAddr,
+    },
+    /// The kernel has no memory for a ring.
+    #[error(
+        "UDP {addr}: no packet ring of {bytes} bytes for each worker: {source}; choose fewer with --ring-bytes, or \
+         --receive socket"
+    )]
+    NoRing {
+        /// What was asked for.
+        addr: SocketAddr,
+        /// Its size.
+        bytes: usize,
+        /// What the system says.
+        source: io::Error,
+    },
     /// Anything else.
     #[error(
         "UDP {addr}: cannot listen: {what}: {source}; check --listen and what this kernel allows"
@@ -100,7 +125,7 @@ pub enum BindError {
 }
 
 impl BindError {
-    fn at(addr: SocketAddr, what: &'static str) -> impl Fn(io::Error) -> Self {
+    pub(super) fn at(addr: SocketAddr, what: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| match source.kind() {
             io::ErrorKind::AddrInUse => Self::PortInUse { addr },
             io::ErrorKind::PermissionDenied => Self::NoPermission { addr },
@@ -108,15 +133,6 @@ impl BindError {
             _ => Self::Other { addr, what, source },
         }
     }
-}
-
-/// What a drain found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Drained {
-    /// How many datagrams were handed over.
-    pub datagrams: usize,
-    /// Nothing was left: only then may flow time follow the wall clock.
-    pub empty: bool,
 }
 
 /// A count that the kernel keeps in 32 bits, continued in 64.
@@ -203,39 +219,18 @@ pub fn bind_group(
 /// Attaches the program that picks the worker.
 fn steer(socket: &Socket, workers: usize, link: LinkType) -> io::Result<()> {
     let workers = u32::try_from(workers).map_err(io::Error::other)?;
-    let mut program = steering::program(workers, link);
-    let program = libc::sock_fprog {
-        len: u16::try_from(program.len()).map_err(io::Error::other)?,
-        filter: program.as_mut_ptr(),
-    };
-    set_option(socket, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
-}
-
-/// `setsockopt` at the socket level.
-fn set_option<T>(socket: &Socket, option: libc::c_int, value: &T) -> io::Result<()> {
-    let len = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
-    // SAFETY: `value` is readable for `len` bytes for the length of the call; the kernel checks what they mean, and
-    // copies what a `sock_fprog` in it points to, which the caller keeps alive as long as `value`.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            option,
-            std::ptr::from_ref(value).cast(),
-            len,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    set_program(
+        socket,
+        libc::SOL_SOCKET,
+        libc::SO_ATTACH_REUSEPORT_CBPF,
+        steering::program(workers, link),
+    )
 }
 
 /// Asks for the buffer beyond `net.core.rmem_max` first, which needs `CAP_NET_ADMIN`.
 fn size_buffer(socket: &Socket, size: usize) -> io::Result<usize> {
     let wanted = libc::c_int::try_from(size).unwrap_or(libc::c_int::MAX / 2);
-    if set_option(socket, libc::SO_RCVBUFFORCE, &wanted).is_err() {
+    if set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &wanted).is_err() {
         socket.set_recv_buffer_size(size)?;
     }
     // The kernel doubles what is asked for, to account for its own bookkeeping, and tells the doubled figure
@@ -243,17 +238,67 @@ fn size_buffer(socket: &Socket, size: usize) -> io::Result<usize> {
     Ok(socket.recv_buffer_size()? / 2)
 }
 
+/// A socket that takes the datagrams to `addr` once it is bound; `[::]` stands for IPv4 too.
+fn open(addr: SocketAddr) -> Result<Socket, BindError> {
+    let at = |what| BindError::at(addr, what);
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))
+        .map_err(at("opening a socket"))?;
+    if addr.is_ipv6() {
+        socket
+            .set_only_v6(false)
+            .map_err(at("taking IPv4 and IPv6"))?;
+    }
+    Ok(socket)
+}
+
+/// The address that it is bound to.
+fn bind(socket: &Socket, addr: SocketAddr) -> Result<SocketAddr, BindError> {
+    let at = |what| BindError::at(addr, what);
+    socket.bind(&addr.into()).map_err(at("binding"))?;
+    let bound = socket
+        .local_addr()
+        .map_err(at("asking for its address"))?
+        .as_socket();
+    Ok(bound.unwrap_or(addr))
+}
+
+/// A port that is held by a socket which takes nothing, so that nobody else has it and the kernel does not answer what
+/// comes to it by ICMP. What it refuses counts as its drops and as `InErrors` of UDP (`/proc/net/snmp`): no loss.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    _socket: Socket,
+    addr: SocketAddr,
+}
+
+impl Reservation {
+    /// # Errors
+    /// The port is taken, the system refuses, or the address is not of this machine.
+    pub(super) fn new(addr: SocketAddr) -> Result<Self, BindError> {
+        let socket = open(addr)?;
+        set_program(
+            &socket,
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            ring::nothing(),
+        )
+        .map_err(BindError::at(addr, "attaching its filter"))?;
+        let addr = bind(&socket, addr)?;
+        Ok(Self {
+            _socket: socket,
+            addr,
+        })
+    }
+
+    /// Where it is; with port 0 asked for, the one that the system chose.
+    pub(super) fn local_addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
 impl UdpReceiver {
     fn bind(addr: SocketAddr, shared: bool, options: &UdpOptions) -> Result<Self, BindError> {
         let at = |what| BindError::at(addr, what);
-        let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))
-            .map_err(at("opening a socket"))?;
-        if addr.is_ipv6() {
-            // `[::]` takes IPv4 too.
-            socket
-                .set_only_v6(false)
-                .map_err(at("taking IPv4 and IPv6"))?;
-        }
+        let socket = open(addr)?;
         if shared {
             socket
                 .set_reuse_port(true)
@@ -262,16 +307,12 @@ impl UdpReceiver {
         let receive_buffer =
             size_buffer(&socket, options.receive_buffer).map_err(at("sizing its buffer"))?;
         let on: libc::c_int = 1;
-        set_option(&socket, libc::SO_TIMESTAMPNS, &on).map_err(at("asking for time stamps"))?;
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, &on)
+            .map_err(at("asking for time stamps"))?;
         socket
             .set_nonblocking(true)
             .map_err(at("making it non-blocking"))?;
-        socket.bind(&addr.into()).map_err(at("binding"))?;
-        let addr = socket
-            .local_addr()
-            .map_err(at("asking for its address"))?
-            .as_socket()
-            .unwrap_or(addr);
+        let addr = bind(&socket, addr)?;
         Ok(Self {
             socket,
             addr,
@@ -325,13 +366,13 @@ impl UdpReceiver {
             if got < want {
                 return Ok(Drained {
                     datagrams,
-                    empty: true,
+                    left: Left::Nothing,
                 });
             }
         }
         Ok(Drained {
             datagrams,
-            empty: false,
+            left: Left::More,
         })
     }
 
@@ -402,23 +443,24 @@ impl UdpReceiver {
     /// Datagrams that the kernel had no room for, since the socket was opened. (Also those it refused for a wrong
     /// checksum; AWS sends none.)
     pub fn kernel_drops(&mut self) -> u64 {
-        const WORDS: usize = libc::SK_MEMINFO_DROPS as usize + 1;
-        let mut words = [0u32; WORDS];
-        let mut len = libc::socklen_t::try_from(size_of::<[u32; WORDS]>()).unwrap_or(0);
-        // SAFETY: `words` is writable for `len` bytes, and the kernel writes no more than that.
-        let result = unsafe {
-            libc::getsockopt(
-                self.socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_MEMINFO,
-                words.as_mut_ptr().cast(),
-                &raw mut len,
-            )
-        };
-        match words.last() {
-            Some(drops) if result == 0 => self.drops.update(*drops),
-            _ => self.drops.total,
+        match self.memory() {
+            Ok(words) => self.drops.update(words[libc::SK_MEMINFO_DROPS as usize]),
+            Err(_) => self.drops.total,
         }
+    }
+
+    /// The share (0 to 1) of the receive buffer that waits to be read.
+    #[must_use]
+    pub fn fill(&self) -> f64 {
+        self.memory().map_or(0.0, |words| {
+            let used = words[libc::SK_MEMINFO_RMEM_ALLOC as usize];
+            let whole = words[libc::SK_MEMINFO_RCVBUF as usize];
+            (f64::from(used) / f64::from(whole.max(1))).min(1.0)
+        })
+    }
+
+    fn memory(&self) -> io::Result<[u32; MEMORY_WORDS]> {
+        get_words(&self.socket, libc::SOL_SOCKET, libc::SO_MEMINFO)
     }
 
     /// Datagrams longer than [`MAX_DATAGRAM`]; each was handed over as far as it was taken, so that decoding finds a

@@ -55,7 +55,7 @@ fn datagrams_come_in_order_as_vxlan_frames_with_the_time_of_their_arrival() {
         });
         let expected = Drained {
             datagrams: seen.len() - already,
-            empty: true,
+            left: Left::Nothing,
         };
         assert_eq!(drained.unwrap(), expected);
     }
@@ -81,10 +81,10 @@ fn a_drain_stops_at_its_budget_and_says_that_more_may_wait() {
     }
     arrived();
     let mut drain = |budget| receiver.drain(budget, Timestamp(0), |_| {}).unwrap();
-    let part = |datagrams, empty| Drained { datagrams, empty };
-    assert_eq!(drain(70), part(70, false));
-    assert_eq!(drain(70), part(30, true));
-    assert_eq!(drain(70), part(0, true));
+    let part = |datagrams, left| Drained { datagrams, left };
+    assert_eq!(drain(70), part(70, Left::More));
+    assert_eq!(drain(70), part(30, Left::Nothing));
+    assert_eq!(drain(70), part(0, Left::Nothing));
 }
 
 #[test]
