@@ -577,25 +577,29 @@ fn end_answers(flow: &mut Flow, side: Side, at: usize, env: &mut Env<'_>, sink: 
     }
 }
 
-/// A RST ends its own direction where it stands at the end of what was sent, and the other one where it acknowledges
-/// all that that one sent, or comes from where that one expects its peer to go on.
+/// A RST counts where its receiver takes it, whatever it acknowledges: exactly where the sender's stream goes on, or where
+/// the receiver has said that it expects it (RFC 9293 §3.10.7.4, RFC 5961 §3.2). Then it ends both directions. Only a side
+/// that has acknowledged nothing yet may be one whose SYN it answers; that must be acknowledged exactly.
 fn reset(flow: &mut Flow, seg: &Segment<'_>, side: Side, now: Timestamp) {
     let half = flow.half(side);
     let mut counts = false;
     for generation in &mut half.generations {
         counts |= generation.note_reset(seg.seq, now);
     }
+    let unknown = half.generations.is_empty();
     let other = flow.other(side);
     let alone = other.generations.len() == 1;
     for generation in &mut other.generations {
         let genuine = generation.expects_peer_at(seg.seq);
-        if seg.flags.contains(TcpFlags::ACK) {
+        if !seg.flags.contains(TcpFlags::ACK) {
+            if genuine || (counts && alone) {
+                generation.end_by_peer(now);
+            }
+        } else if genuine || counts || (unknown && !generation.has_acknowledged()) {
             let all = generation.note_reset(seg.ack, now);
             if !all && (genuine || (counts && alone)) {
                 generation.note_reset_by_peer(seg.ack, now);
             }
-        } else if genuine || (counts && alone) {
-            generation.end_by_peer(now);
         }
     }
 }

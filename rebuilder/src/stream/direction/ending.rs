@@ -42,7 +42,9 @@ impl Direction {
         };
         let at = StreamOffset(at);
         let behind_fin = self.fin.is_some_and(|(fin, _)| fin + 1 == at);
-        let counts = at == self.high || at == self.next || behind_fin;
+        // A stray says nothing of where the stream ends.
+        let at_high = at == self.high && !self.is_stray();
+        let counts = at_high || at == self.next || behind_fin;
         if counts {
             self.reset.get_or_insert(now);
         }
@@ -81,6 +83,11 @@ impl Direction {
         self.ack_sent == Some(seq)
     }
 
+    /// Whether this side has acknowledged anything of the other one.
+    pub(in crate::stream) fn has_acknowledged(&self) -> bool {
+        self.ack_sent.is_some()
+    }
+
     /// When the direction is closed because it has ended. A sender whose end is not acknowledged repeats it at growing
     /// distances; were the direction gone by then, the copy would be rebuilt as a request of its own.
     pub(super) fn end_due(&self, opts: &StreamOptions) -> Option<Timestamp> {
@@ -90,6 +97,8 @@ impl Direction {
             .into_iter()
             .chain(self.reset)
             .min()?;
+        // While bytes come in order before it, it was not the sender's, or has not taken.
+        let since = since.max(self.progress);
         let span = self.repeated.since(since);
         let next_copy = self.repeated + span.saturating_mul(REPEATS).min(opts.idle);
         Some(next_copy.max(since + opts.linger.max(opts.gap_after)))

@@ -36,9 +36,66 @@ fn a_fin_ahead_of_its_bytes_waits_for_them() {
     lab.push(&seg(104, b"").fin());
     lab.wait(900 * MS);
     assert_eq!(lab.push(&seg(101, b"bcd")), PacketOutcome::Stream);
-    lab.wait(1100 * MS);
+    lab.wait(1990 * MS);
     assert_eq!(lab.text(), "abcd");
+    assert_ne!(lab.log().last(), Some(&Event::Closed(End::Fin)));
+    lab.wait(10 * MS);
     assert_eq!(lab.log().last(), Some(&Event::Closed(End::Fin)));
+}
+
+/// Whoever guesses a place in the window can put a FIN or a RST there, and a stray byte before it.
+#[test]
+fn an_end_ahead_of_bytes_that_go_on_in_order_ends_nothing() {
+    let forged = [
+        vec![seg(9_000_000, b"").fin()],
+        vec![seg(9_000_000, b"?"), seg(9_000_001, b"").rst()],
+        vec![seg(9_000_000, b"?"), reply(7, b"").rst().ack(9_000_001)],
+    ];
+    for forged in forged {
+        let mut lab = Lab::after_syn(99);
+        lab.push(&seg(100, b"abc").ack(500));
+        lab.push(&reply(500, b"").ack(103));
+        lab.push_all(&forged);
+        for n in 0..40 {
+            lab.wait(100 * MS);
+            assert_eq!(
+                lab.push(&seg(103 + n, b".").ack(500)),
+                PacketOutcome::Stream
+            );
+        }
+        assert_eq!(count(&lab, CLIENT), 1, "{forged:?}");
+        assert!(
+            !matches!(lab.log().last(), Some(Event::Closed(_))),
+            "{forged:?}"
+        );
+    }
+}
+
+/// Once the right acknowledgement alone ended the other direction, whatever the sequence number: what came behind was
+/// joined midway, and whom a PROXY header had named was forgotten.
+#[test]
+fn a_reset_with_a_wrong_sequence_number_ends_nothing_whatever_it_acknowledges() {
+    let both = [
+        seg(100, b"abc").ack(500),
+        reply(500, b"answer").ack(103),
+        seg(103, b"").ack(506),
+    ];
+    for (seen, forged) in [
+        (&both[..], reply(7, b"").rst().ack(103)),
+        (&both[..], seg(7, b"").rst().ack(506)),
+        // The server's direction is not captured.
+        (&both[..1], reply(7, b"").rst().ack(103)),
+    ] {
+        let mut lab = Lab::after_syn(99);
+        lab.push_all(seen);
+        lab.push(&forged);
+        lab.wait(5 * SECOND);
+        assert_eq!(lab.push(&seg(103, b"def").ack(506)), PacketOutcome::Stream);
+        assert_eq!((lab.text().as_str(), count(&lab, CLIENT)), ("abcdef", 1));
+        for log in [lab.logs(CLIENT), lab.logs(SERVER)].concat() {
+            assert!(!matches!(log.last(), Some(Event::Closed(_))), "{forged:?}");
+        }
+    }
 }
 
 #[test]
