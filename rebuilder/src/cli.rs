@@ -15,7 +15,9 @@ use rebuilder::forward::{ForwardOptions, HopByHop, Target, XffStyle};
 use rebuilder::http::{Cidr, HttpOptions};
 use rebuilder::inspect::{self, Format, InspectError};
 use rebuilder::pipeline::PipelineOptions;
+use rebuilder::receive::ring::{LEAST_RING, MOST_RING, RingOptions};
 use rebuilder::receive::udp::UdpOptions;
+use rebuilder::receive::{Receive, ReceiveOptions};
 use rebuilder::replay::{self, ReplayOptions};
 use rebuilder::run::{self, Incomplete, RequestSelection, RunOptions};
 use rebuilder::stream::{FlowScope, OverlapPolicy, StreamOptions};
@@ -111,7 +113,13 @@ struct RunArgs {
     /// How long after SIGTERM answers are waited for.
     #[arg(long, env = "REBUILDER_DRAIN_TIMEOUT", default_value = "30s", value_parser = parse_duration)]
     drain_timeout: Duration,
-    /// The socket's receive buffer, a worker (bytes; K, M, G).
+    /// How packets are received: by a ring in memory (needs CAP_NET_RAW), by sockets, or by a ring where that is allowed.
+    #[arg(long, env = "REBUILDER_RECEIVE", value_enum, default_value_t = ReceiveArg::Auto)]
+    receive: ReceiveArg,
+    /// The packet ring, a worker (bytes; K, M, G).
+    #[arg(long, env = "REBUILDER_RING_BYTES", default_value = "64M", value_parser = parse_ring)]
+    ring_bytes: usize,
+    /// A socket's receive buffer, a worker (bytes; K, M, G).
     #[arg(long, env = "REBUILDER_RECEIVE_BUFFER", default_value = "64M", value_parser = parse_bytes)]
     receive_buffer: usize,
     /// Certificates (PEM) to trust for an https analyser, beside the system's.
@@ -226,6 +234,13 @@ struct ReplayArgs {
     /// The VNI that bare packets are wrapped with.
     #[arg(long, default_value = "1", value_parser = parse_vni)]
     vni: Vni,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ReceiveArg {
+    Auto,
+    Ring,
+    Socket,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -357,8 +372,19 @@ fn run(args: RunArgs) -> ExitCode {
         workers,
         admin: AdminOptions { listen: args.admin },
         drain_timeout: args.drain_timeout,
-        receive: UdpOptions {
-            receive_buffer: args.receive_buffer,
+        receive: ReceiveOptions {
+            by: match args.receive {
+                ReceiveArg::Auto => Receive::Auto,
+                ReceiveArg::Ring => Receive::Ring,
+                ReceiveArg::Socket => Receive::Socket,
+            },
+            ring: RingOptions {
+                bytes: args.ring_bytes,
+                ..RingOptions::default()
+            },
+            udp: UdpOptions {
+                receive_buffer: args.receive_buffer,
+            },
         },
         pipeline: PipelineOptions {
             decode: args.frames.into(),
@@ -458,6 +484,15 @@ fn parse_vni(text: &str) -> Result<Vni, String> {
     match text.parse::<u32>() {
         Ok(n) if n < 1 << 24 => Ok(Vni(n)),
         _ => Err("a VNI is a number from 0 to 16777215".into()),
+    }
+}
+
+fn parse_ring(text: &str) -> Result<usize, String> {
+    let bytes = parse_bytes(text)?;
+    if (LEAST_RING..=MOST_RING).contains(&bytes) {
+        Ok(bytes)
+    } else {
+        Err("a ring has 1M to 64G".into())
     }
 }
 

@@ -20,8 +20,8 @@ use crate::forward::{Addresses, ForwardError, ForwardOptions, Forwarder, Target}
 use crate::handover::Handover;
 use crate::http::{Cidr, Flags, Request, is_health_check};
 use crate::pipeline::{Pipeline, PipelineOptions};
-use crate::receive::Left;
-use crate::receive::udp::{self, BindError, SCANT_RECEIVE_BUFFER, UdpOptions, UdpReceiver};
+use crate::receive::udp::BindError;
+use crate::receive::{self, Left, ReceiveOptions, Receiver};
 use crate::stream::{End, SET_BACK};
 use crate::telemetry::{
     AdminError, AdminOptions, AdminServer, Counter, Gauge, Health, LoadMeter, Metrics,
@@ -29,7 +29,7 @@ use crate::telemetry::{
 };
 use crate::time::Timestamp;
 
-/// How long a worker sleeps when its socket is empty. A wake-up costs as much as a dozen packets, so the socket is
+/// How long a worker sleeps when nothing waits. A wake-up costs as much as a dozen packets, so the ring or socket is
 /// drained on a timer instead of at each packet.
 const TICK: Duration = Duration::from_millis(1);
 
@@ -56,6 +56,10 @@ const _: () = assert!(2 * LONGEST_READ.as_millis() <= SET_BACK.as_millis());
 /// How long, after SIGTERM, what the kernel still holds is read before the socket is given up.
 const LAST_READ: Duration = Duration::from_secs(2);
 
+/// After so long, what had arrived before can be read: a block of a ring is given some milliseconds after its first
+/// packet, and timers of a busy machine are late.
+const SETTLED: Duration = Duration::from_millis(100);
+
 /// Settings of `rebuilder run`.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
@@ -67,8 +71,8 @@ pub struct RunOptions {
     pub admin: AdminOptions,
     /// How long after SIGTERM answers are waited for.
     pub drain_timeout: Duration,
-    /// Socket settings.
-    pub receive: UdpOptions,
+    /// How mirrored packets are received.
+    pub receive: ReceiveOptions,
     /// Packet path; byte caps are those of one worker.
     pub pipeline: PipelineOptions,
     /// Delivery; byte caps are those of one worker.
@@ -137,7 +141,10 @@ pub enum RunError {
 /// # Errors
 /// [`RunError`] when a socket cannot be had, or a worker fails.
 pub fn run(options: &RunOptions) -> Result<(), RunError> {
-    let receivers = udp::bind_group(options.listen, options.workers, &options.receive)?;
+    let (receivers, no_ring) = receive::open(options.listen, options.workers, &options.receive)?;
+    if let Some(why) = no_ring {
+        warn!("{why}; reading UDP sockets instead, at many times the cost of a packet");
+    }
     let admin = AdminServer::bind(&options.admin)?;
     let now = Instant::now();
     let counters: Vec<Arc<WorkerCounters>> = receivers.iter().map(|_| Arc::default()).collect();
@@ -145,20 +152,15 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     let health = Arc::new(Health::new(counters.len(), now));
     let stop = Arc::new(Stop::default());
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
-    if let Some(scant) = receivers
-        .iter()
-        .map(UdpReceiver::receive_buffer)
-        .min()
-        .filter(|&b| b < SCANT_RECEIVE_BUFFER)
-    {
+    if let Some(scant) = receivers.iter().filter_map(Receiver::scant_buffer).min() {
         warn!(
             "the receive buffer is {scant} bytes, so bursts will be lost: raise net.core.rmem_max to 67108864 or give \
              the process CAP_NET_ADMIN"
         );
     }
-    let listen = receivers
-        .first()
-        .map_or(options.listen, UdpReceiver::local_addr);
+    let first = receivers.first();
+    let listen = first.map_or(options.listen, Receiver::local_addr);
+    let receive = first.map_or("nothing", Receiver::name);
 
     let (ended, ends) = mpsc::channel();
     let mut threads = Vec::new();
@@ -223,7 +225,7 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
             })?
     };
     health.ready();
-    info!(%listen, admin = %address, workers = options.workers, forward = %options.forward.target, "ready");
+    info!(%listen, receive, admin = %address, workers = options.workers, forward = %options.forward.target, "ready");
 
     let mut failed = None;
     for (index, sound) in ends {
@@ -357,7 +359,7 @@ struct Stop {
 
 struct Worker {
     index: usize,
-    receiver: UdpReceiver,
+    receiver: Receiver,
     handover: Handover,
     pipeline: Pipeline,
     forwarder: Forwarder,
@@ -405,6 +407,7 @@ impl Worker {
             self.health.beat(self.index, now);
             if now >= self.publish_at {
                 self.publish_at = now + PUBLISH_INTERVAL;
+                load.fill(self.receiver.fill());
                 self.publish();
             }
         }
@@ -496,6 +499,7 @@ impl Worker {
             &[
                 (Counter::KernelDrops, self.receiver.kernel_drops()),
                 (Counter::TruncatedDatagrams, self.receiver.truncated()),
+                (Counter::SuperFrames, self.receiver.super_frames()),
                 (Counter::HandedOver, self.handover.handed()),
                 (Counter::CutFrames, pipeline.cut_frames()),
                 (Counter::BadChecksums, pipeline.bad_checksums()),
@@ -524,9 +528,19 @@ impl Worker {
     /// What has arrived is read, what is held is flushed, what is in flight is answered or counted.
     fn drain(mut self) {
         let begun = Instant::now();
-        while self.read() != Read::Empty && begun.elapsed() < LAST_READ {
+        loop {
+            let wait = match self.read() {
+                Read::Empty => break,
+                // What is still to come has arrived later.
+                Read::Soon if begun.elapsed() >= SETTLED => break,
+                Read::Soon => TICK,
+                Read::More | Read::BackedUp => Duration::ZERO,
+            };
+            if begun.elapsed() >= LAST_READ {
+                break;
+            }
             self.count_extracted();
-            self.forwarder.poll(Duration::ZERO, Instant::now());
+            self.forwarder.poll(wait, Instant::now());
         }
         self.handover.stop_sending();
         // What others still read may be ours. None of them reads longer than we may.
@@ -558,7 +572,10 @@ impl Worker {
             self.publish();
         }
         self.forwarder.shut();
-        while !self.turn_away() && begun.elapsed() < self.drain_timeout + LAST_READ {}
+        self.receiver.refuse();
+        while !self.turn_away() && begun.elapsed() < self.drain_timeout + LAST_READ {
+            thread::sleep(TICK);
+        }
         self.publish();
         while !self.counters.publish() {
             thread::yield_now();

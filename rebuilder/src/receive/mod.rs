@@ -2,6 +2,7 @@
 
 mod bpf;
 pub mod capture;
+mod live;
 pub mod ring;
 mod steering;
 mod sys;
@@ -9,6 +10,7 @@ pub mod udp;
 
 use crate::time::Timestamp;
 
+pub use live::{Receive, ReceiveOptions, Receiver, open};
 pub(crate) use steering::owner;
 
 /// What the first byte of a frame is (names as in the pcap link-type registry, <https://www.tcpdump.org/linktypes.html>).

@@ -168,7 +168,7 @@ pub struct UdpReceiver {
     buffers: Box<[u8]>,
     /// [`BATCH`] times [`CONTROL`].
     controls: Box<[u8]>,
-    arrived: [Arrived; BATCH],
+    arrived: Box<[Arrived; BATCH]>,
 }
 
 impl std::fmt::Debug for UdpReceiver {
@@ -321,7 +321,7 @@ impl UdpReceiver {
             truncated: 0,
             buffers: vec![0; BATCH * MAX_DATAGRAM].into_boxed_slice(),
             controls: vec![0; BATCH * CONTROL].into_boxed_slice(),
-            arrived: [Arrived::default(); BATCH],
+            arrived: Box::new([Arrived::default(); BATCH]),
         })
     }
 
@@ -355,7 +355,7 @@ impl UdpReceiver {
             let want = BATCH.min(budget - datagrams);
             let got = self.receive(want)?;
             let buffers = self.buffers.chunks_exact(MAX_DATAGRAM);
-            for (buffer, arrived) in buffers.zip(&self.arrived).take(got) {
+            for (buffer, arrived) in buffers.zip(self.arrived.iter()).take(got) {
                 f(Frame {
                     ts: arrived.ts.unwrap_or(now),
                     link,
@@ -421,7 +421,7 @@ impl UdpReceiver {
         for ((header, control), arrived) in headers
             .iter()
             .zip(controls)
-            .zip(&mut self.arrived)
+            .zip(self.arrived.iter_mut())
             .take(got)
         {
             if header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {

@@ -41,8 +41,9 @@ metrics! {
     /// What only grows. Packets and requests by outcome are counted beside these.
     Counter {
         ReceivedBytes => "received_bytes", "Bytes of the mirrored frames that were read, outer headers excluded.";
-        KernelDrops => "kernel_drops", "Mirrored packets that the kernel dropped because the receive buffer was full.";
+        KernelDrops => "kernel_drops", "Mirrored packets that the kernel dropped because the ring or the receive buffer was full.";
         TruncatedDatagrams => "truncated_datagrams", "Datagrams longer than 9,600 bytes, taken as far as that; the frames in them count as cut.";
+        SuperFrames => "super_frames", "Packets that were several ones of the wire, put together by a card or by the kernel (GRO) or not cut to size yet (GSO): of several datagrams in one, only the first can be read.";
         HandedOver => "handed_over", "Segments that reached another worker than the one that holds their connection, and were handed to it: fragments, tunnels and headers that the kernel does not read.";
         CutFrames => "cut_frames", "Frames that the mirror cut short (session packet length, MTU): a hole of known length each.";
         BadChecksums => "bad_checksums", "Frames whose TCP or IPv4 checksum is wrong and that were taken all the same; see `--checksum`.";

@@ -99,6 +99,7 @@ pub(crate) struct Rebuilder {
     child: Child,
     pub(crate) listen: SocketAddr,
     admin: SocketAddr,
+    ring: bool,
 }
 
 impl Rebuilder {
@@ -134,8 +135,16 @@ impl Rebuilder {
         Self {
             listen: word("listen="),
             admin: word("admin="),
+            ring: ready.contains("receive=\"ring\""),
             child,
         }
+    }
+
+    /// How many frames of a few thousand bytes can wait for it. A ring takes them in only every some milliseconds, and
+    /// has room; the smallest buffer of a socket has none.
+    #[allow(dead_code, reason = "not every test sends so much")]
+    pub(crate) fn burst(&self) -> usize {
+        if self.ring { 800 } else { 40 }
     }
 
     /// Mirrored frames arrive.

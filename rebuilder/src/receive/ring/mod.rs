@@ -43,6 +43,9 @@ pub const DEFAULT_RING: usize = 64 << 20;
 /// The least that a ring can have, in bytes.
 pub const LEAST_RING: usize = 1 << 20;
 
+/// The most that a ring can have, in bytes: the kernel keeps the addresses of its blocks in one allocation.
+pub const MOST_RING: usize = 64 << 30;
+
 /// Bytes of a block; see the module documentation. The largest packet that IP knows fits in.
 const BLOCK: usize = 256 << 10;
 
@@ -260,6 +263,12 @@ impl RingReceiver {
             self.blocks.give_back(self.current);
             self.current = (self.current + 1) % self.blocks.count();
         }
+    }
+
+    /// Takes nothing more; what was taken can still be read.
+    pub fn refuse(&mut self) {
+        // It cannot fail with a program that it has taken before.
+        let _ = attach(&self.socket, nothing());
     }
 
     /// The block that comes next is the kernel's: whether there is anything in it.

@@ -418,6 +418,18 @@ fn what_finds_the_ring_full_is_counted_and_reading_goes_on_behind_it() {
 }
 
 #[test]
+fn a_ring_that_refuses_gives_what_it_has_taken_before() {
+    let Some(mut receiver) = one(LOOPBACK) else {
+        return;
+    };
+    let sender = sender();
+    sender.send_to(b"before", receiver.local_addr()).unwrap();
+    receiver.refuse();
+    sender.send_to(b"behind", receiver.local_addr()).unwrap();
+    assert_eq!(rest(&mut receiver), [b"before"]);
+}
+
+#[test]
 fn a_taken_port_is_told_whoever_has_it() {
     let Some(ring) = one(LOOPBACK) else {
         return;
