@@ -155,18 +155,27 @@ impl AnswerReader {
                 | State::ChunkSize
                 | State::ChunkEnd
                 | State::Trailer => {
-                    let (taken, whole) = self.take_line(rest)?;
-                    step.used += taken;
-                    if !whole {
-                        return Ok(step);
+                    let end = memchr::memchr(b'\n', rest).map(|lf| lf + 1);
+                    let part = rest.get(..end.unwrap_or(rest.len())).unwrap_or(rest);
+                    step.used += part.len();
+                    self.count(part.len())?;
+                    if self.line.is_empty() && end.is_some() {
+                        // Nearly every line: it is read where it lies.
+                        let line = part.get(..LINE_BYTES_MAX).unwrap_or(part);
+                        self.line(line.trim_ascii_end(), to, &mut step)?;
+                    } else {
+                        self.keep(part);
+                        if end.is_none() {
+                            return Ok(step);
+                        }
+                        let line = std::mem::take(&mut self.line);
+                        let event = self.line(line.trim_ascii_end(), to, &mut step);
+                        // The buffer is kept, so that a long-lived connection allocates once.
+                        self.line = line;
+                        self.line.clear();
+                        event?;
                     }
-                    let line = std::mem::take(&mut self.line);
-                    let event = self.line(line.trim_ascii_end(), to, &mut step);
-                    // The buffer is kept, so that a long-lived connection allocates once.
-                    self.line = line;
-                    self.line.clear();
                     self.line_len = 0;
-                    event?;
                     if step.head.is_some() || step.end.is_some() {
                         return Ok(step);
                     }
@@ -188,21 +197,21 @@ impl AnswerReader {
         self.state == State::Status && self.line_len == 0 && self.head_len == 0
     }
 
-    /// Gathers a line; says how many bytes it took and whether the line is whole.
-    fn take_line(&mut self, rest: &[u8]) -> Result<(usize, bool), AnswerError> {
-        let (taken, whole) = match rest.iter().position(|&b| b == b'\n') {
-            Some(lf) => (lf + 1, true),
-            None => (rest.len(), false),
-        };
-        let room = LINE_BYTES_MAX.saturating_sub(self.line.len());
-        self.line
-            .extend_from_slice(rest.get(..taken.min(room)).unwrap_or_default());
-        self.line_len = self.line_len.saturating_add(taken);
-        self.head_len = self.head_len.saturating_add(taken);
+    /// So many bytes more of a line.
+    fn count(&mut self, bytes: usize) -> Result<(), AnswerError> {
+        self.line_len = self.line_len.saturating_add(bytes);
+        self.head_len = self.head_len.saturating_add(bytes);
         if self.head_len > HEAD_BYTES_MAX {
             return Err(AnswerError::HeadTooLong);
         }
-        Ok((taken, whole))
+        Ok(())
+    }
+
+    /// Gathers a part of a line.
+    fn keep(&mut self, part: &[u8]) {
+        let room = LINE_BYTES_MAX.saturating_sub(self.line.len());
+        let kept = part.get(..room).unwrap_or(part);
+        self.line.extend_from_slice(kept);
     }
 
     fn line(&mut self, line: &[u8], to: AnswerTo, step: &mut Step) -> Result<(), AnswerError> {
@@ -251,6 +260,13 @@ impl AnswerReader {
     }
 
     fn field(&mut self, line: &[u8]) -> Result<(), AnswerError> {
+        // By the first letter: nearly every field ends here.
+        if let Some(first) = line.first()
+            && first.is_ascii_alphabetic()
+            && !matches!(first.to_ascii_lowercase(), b'c' | b't' | b's')
+        {
+            return Ok(());
+        }
         let Some(colon) = line.iter().position(|&b| b == b':') else {
             return Ok(());
         };

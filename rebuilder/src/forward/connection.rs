@@ -29,6 +29,8 @@ pub(super) struct Connection {
     pub(super) opened: Instant,
     pub(super) readable: bool,
     pub(super) writable: bool,
+    /// An event has said that the analyser's side ends.
+    pub(super) ending: bool,
     /// Why nothing more can be written; answers may still be there to read.
     pub(super) write_error: Option<io::Error>,
 }
@@ -72,6 +74,7 @@ impl Connection {
             opened: now,
             readable: false,
             writable: false,
+            ending: false,
             write_error: None,
         }
     }

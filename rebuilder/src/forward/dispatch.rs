@@ -147,8 +147,7 @@ impl Forwarder {
             if lane.is_none_or(|(_, len)| len > 0) {
                 self.open_shared(now);
             }
-            let Some(connection) = lane.and_then(|(slot, _)| self.slots.get_mut(slot)?.as_mut())
-            else {
+            let Some(connection) = lane.and_then(|(slot, _)| self.slots.get_mut(slot)) else {
                 break;
             };
             if let Some(item) = self.queue.pop(Line::Shared, now) {
@@ -167,7 +166,7 @@ impl Forwarder {
             && let Some(cost) = self.next_cost(line, now)
             && self.may_connect(now)
             && !(line == Line::Quarantine && self.quarantine_gives_way())
-            && let Some(slot) = self.free_slot(self.places.of(line))
+            && let Some(slot) = self.slots.empty(self.places.of(line))
             && let Some(item) = self.queue.pop(line, now)
         {
             opened += 1;
@@ -193,7 +192,7 @@ impl Forwarder {
                     if line == Line::Quarantine {
                         self.counters.add(Counter::Quarantined, 1);
                     }
-                    self.put(slot, connection);
+                    self.slots.put(slot, connection);
                 }
                 Err(error) => {
                     self.queue.alone_done(line, item.source);
@@ -215,11 +214,9 @@ impl Forwarder {
 
     /// The established shared connection with the fewest requests, and how many those are.
     fn best_lane(&self) -> Option<(usize, usize)> {
-        let shared = self.places.of(Line::Shared);
-        let connections = self.slots.iter().enumerate().take(shared.end);
-        connections
+        self.slots
+            .among(self.places.of(Line::Shared))
             .filter_map(|(slot, connection)| {
-                let connection = connection.as_ref()?;
                 let lane = &connection.lane;
                 // One at a time until it has shown that it stays open behind an answer: an analyser that closes
                 // after each would get everything else twice.
@@ -239,7 +236,7 @@ impl Forwarder {
         let mut open = 0;
         let mut connecting = 0;
         let shared = self.places.of(Line::Shared);
-        for connection in self.slots.iter().take(shared.end).flatten() {
+        for (_, connection) in self.slots.among(shared.clone()) {
             open += usize::from(connection.lane.is_open());
             connecting += usize::from(!connection.established);
         }
@@ -250,11 +247,11 @@ impl Forwarder {
         {
             return;
         }
-        let Some(slot) = self.free_slot(shared) else {
+        let Some(slot) = self.slots.empty(shared) else {
             return;
         };
         match self.open(slot, now) {
-            Ok(connection) => self.put(slot, connection),
+            Ok(connection) => self.slots.put(slot, connection),
             Err(error) => self.unreachable(&error, now),
         }
     }
@@ -262,20 +259,10 @@ impl Forwarder {
     /// While the analyser is away, one attempt at a time.
     fn may_connect(&self, now: Instant) -> bool {
         self.reach.until(now).is_none()
-            && (self.reach.strikes() == 0 || self.slots.iter().flatten().all(|c| c.established))
+            && (self.reach.strikes() == 0 || self.slots.all().all(|c| c.established))
     }
 
-    fn free_slot(&self, mut slots: Range<usize>) -> Option<usize> {
-        slots.find(|&slot| matches!(self.slots.get(slot), Some(None)))
-    }
-
-    pub(super) fn put(&mut self, slot: usize, connection: Connection) {
-        if let Some(place) = self.slots.get_mut(slot) {
-            *place = Some(connection);
-        }
-    }
-
-    fn open(&mut self, slot: usize, now: Instant) -> io::Result<Connection> {
+    fn open(&mut self, slot: usize, now: Instant) -> io::Result<Box<Connection>> {
         let candidates = self.options.addresses.from(self.turn);
         let Some(address) = self.shunned.pick(candidates, now) else {
             return Err(io::Error::new(
@@ -286,7 +273,7 @@ impl Forwarder {
         self.turn = self.turn.wrapping_add(1);
         let registry = self.poll.registry();
         match Transport::open(address, self.tls.as_ref(), registry, Token(slot)) {
-            Ok(transport) => Ok(Connection::new(transport, address, now)),
+            Ok(transport) => Ok(Box::new(Connection::new(transport, address, now))),
             Err(error) => {
                 self.shunned.failed(address, now);
                 Err(error)

@@ -20,6 +20,7 @@ mod pool;
 mod queue;
 pub mod sharing;
 mod shunned;
+mod slots;
 mod spoof;
 mod target;
 mod tls;

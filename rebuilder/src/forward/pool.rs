@@ -16,6 +16,7 @@ use super::dispatch::{OnConnections, Places};
 use super::lane::Broken;
 use super::queue::{Full, Item, Line, PerSource, Queue, Source};
 use super::shunned::Shunned;
+use super::slots::Slots;
 use super::tls::Connector;
 use super::{ForwardError, ForwardOptions};
 use crate::http::Request;
@@ -40,7 +41,7 @@ pub struct Forwarder {
     events: Events,
     pub(super) queue: Queue,
     /// Those of each line stand together, see [`Places`]. A slot's index is its token.
-    pub(super) slots: Vec<Option<Connection>>,
+    pub(super) slots: Slots<Connection>,
     pub(super) places: Places,
     pub(super) on_connections: OnConnections,
     /// Which address the next connection takes.
@@ -108,7 +109,7 @@ impl Forwarder {
             poll,
             events: Events::with_capacity(256),
             queue: Queue::new(options.queue_bytes, per_source),
-            slots: std::iter::repeat_with(|| None).take(places.end()).collect(),
+            slots: Slots::new(places.end()),
             places,
             on_connections: OnConnections::default(),
             turn: random_turn(),
@@ -173,9 +174,10 @@ impl Forwarder {
         }
         let mut any = false;
         for event in &self.events {
-            if let Some(Some(connection)) = self.slots.get_mut(event.token().0) {
-                connection.readable |=
-                    event.is_readable() || event.is_read_closed() || event.is_error();
+            if let Some(connection) = self.slots.get_mut(event.token().0) {
+                let ending = event.is_read_closed() || event.is_error();
+                connection.readable |= event.is_readable() || ending;
+                connection.ending |= ending;
                 connection.writable |=
                     event.is_writable() || event.is_write_closed() || event.is_error();
                 any = true;
@@ -219,8 +221,8 @@ impl Forwarder {
     /// connection is closed.
     pub fn shut(&mut self) {
         let mut left = 0;
-        for i in 0..self.slots.len() {
-            if let Some(connection) = self.slots.get_mut(i).and_then(Option::take) {
+        while let Some(slot) = self.slots.next(0) {
+            if let Some(connection) = self.slots.take(slot) {
                 left += connection.lane.unanswered();
                 if let Some(alone) = &connection.alone {
                     self.queue.alone_done(alone.line, alone.source);
@@ -238,8 +240,10 @@ impl Forwarder {
 
     /// Gives up what took too long, and lets old connections take nothing more.
     fn expire(&mut self, now: Instant) {
-        for i in 0..self.slots.len() {
-            let Some(Some(connection)) = self.slots.get_mut(i) else {
+        let mut from = 0;
+        while let Some(slot) = self.slots.next(from) {
+            from = slot + 1;
+            let Some(connection) = self.slots.get_mut(slot) else {
                 continue;
             };
             if now.saturating_duration_since(connection.opened) >= self.options.connection_age {
@@ -257,8 +261,8 @@ impl Forwarder {
             } else {
                 continue;
             };
-            if let Some(connection) = self.slots.get_mut(i).and_then(Option::take) {
-                self.bury(connection, &end, now);
+            if let Some(connection) = self.slots.take(slot) {
+                self.bury(*connection, &end, now);
             }
         }
     }
@@ -266,27 +270,25 @@ impl Forwarder {
     /// Whether [`Forwarder::drive`] has something to do at once.
     fn has_work(&self, now: Instant) -> bool {
         self.slots
-            .iter()
-            .flatten()
+            .all()
             .any(|connection| connection.has_work(&self.options, now))
     }
 
     /// Lets every connection that can do something do it.
     fn drive(&mut self, now: Instant) {
-        for i in 0..self.slots.len() {
-            let Some(slot) = self.slots.get_mut(i) else {
-                continue;
-            };
+        let mut from = 0;
+        while let Some(slot) = self.slots.next(from) {
+            from = slot + 1;
             let has_work = |c: &Connection| c.has_work(&self.options, now);
-            if !slot.as_ref().is_some_and(has_work) {
+            if !self.slots.get(slot).is_some_and(has_work) {
                 continue;
             }
-            let Some(mut connection) = slot.take() else {
+            let Some(mut connection) = self.slots.take(slot) else {
                 continue;
             };
             match self.step(&mut connection, now) {
-                Ok(()) => self.put(i, connection),
-                Err(end) => self.bury(connection, &end, now),
+                Ok(()) => self.slots.put(slot, connection),
+                Err(end) => self.bury(*connection, &end, now),
             }
         }
     }
@@ -326,8 +328,12 @@ impl Forwarder {
                 break;
             }
             let read = match connection.transport.read(&mut self.buffer) {
-                Ok(0) => return Err(End::Closed),
-                Ok(n) => self.buffer.get(..n).unwrap_or_default(),
+                Ok((0, _)) => return Err(End::Closed),
+                Ok((n, drained)) => {
+                    // Where the end has been announced it has to be read, too: no event will tell again.
+                    connection.readable = !drained || connection.ending;
+                    self.buffer.get(..n).unwrap_or_default()
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     connection.readable = false;
                     break;
@@ -418,8 +424,9 @@ impl Forwarder {
 
     /// When [`Forwarder::expire`] or [`Forwarder::dispatch`] has something to do next.
     fn next_timer(&self, now: Instant) -> Option<Instant> {
-        let connections = self.slots.iter().flatten();
-        let mut next = connections
+        let mut next = self
+            .slots
+            .all()
             .flat_map(|c| [c.timer(&self.options), c.shut_at(&self.options)])
             .flatten()
             .min();
@@ -440,14 +447,12 @@ impl Forwarder {
         gauge(Gauge::InFlightBytes, self.on_connections.cost());
         gauge(Gauge::InFlight, self.in_flight());
         let up = |slots: std::ops::Range<usize>| {
-            let connections = self.slots.get(slots).unwrap_or_default();
-            connections
-                .iter()
-                .flatten()
-                .filter(|c| c.established)
+            self.slots
+                .among(slots)
+                .filter(|(_, c)| c.established)
                 .count()
         };
-        gauge(Gauge::Connections, up(0..self.slots.len()));
+        gauge(Gauge::Connections, up(0..self.places.end()));
         gauge(
             Gauge::QuarantineConnections,
             up(self.places.of(Line::Quarantine)),
@@ -461,10 +466,7 @@ impl Forwarder {
     pub(super) fn check(&self) {
         self.queue.check();
         let mut on = OnConnections::default();
-        for (slot, connection) in self.slots.iter().enumerate() {
-            let Some(connection) = connection else {
-                continue;
-            };
+        for (slot, connection) in self.slots.among(0..self.places.end()) {
             connection.lane.check();
             assert!(self.places.of(connection.line()).contains(&slot));
             if connection.alone.is_some() {

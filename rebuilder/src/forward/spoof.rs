@@ -35,42 +35,91 @@ pub(super) fn is_added(name: &[u8]) -> bool {
 }
 
 /// Where the names that would pass for ours begin, in `region` of `raw`, in order; the region begins with a line.
+///
+/// A name is what a lenient reader finds in a line: up to the first colon, or to a NUL for one whose strings end there,
+/// without blanks and control bytes around it. Every one of ours begins with an X, which few other words have: so those
+/// are looked for, and whether a line begins there is asked of each.
 pub(super) fn names(raw: &[u8], region: Range<usize>) -> Vec<usize> {
-    let mut found = Vec::new();
     let text = raw.get(region.clone()).unwrap_or_default();
-    let mut at = region.start;
-    for line in text.split(|&b| b == b'\r' || b == b'\n') {
-        if let Some(name) = name_of(line)
-            && is_ours(line.get(name.clone()).unwrap_or_default())
-        {
-            found.push(at + name.start);
-        }
-        at += line.len() + 1;
-    }
-    found
+    memchr::memchr2_iter(b'x', b'X', text)
+        .filter(|&at| {
+            let (before, rest) = text.split_at_checked(at).unwrap_or_default();
+            matches!(rest, [_, b'-' | b'_', ..]) && begins_line(before) && is_ours(name_of(rest))
+        })
+        .map(|at| region.start + at)
+        .collect()
 }
 
-/// The name that a lenient reader finds in a line: up to the first colon, or to a NUL for one whose strings end there,
-/// without blanks and control bytes around it.
-fn name_of(line: &[u8]) -> Option<Range<usize>> {
-    let visible = |b: &u8| *b > b' ' && *b != 0x7f;
-    let start = line.iter().position(visible)?;
-    let rest = line.get(start..)?;
-    // Nearly every line ends here.
-    if !rest.first()?.eq_ignore_ascii_case(&b'x') {
-        return None;
-    }
+const fn is_line_end(byte: u8) -> bool {
+    byte == b'\r' || byte == b'\n'
+}
+
+/// Neither a blank nor a control byte.
+const fn is_visible(byte: u8) -> bool {
+    byte > b' ' && byte != 0x7f
+}
+
+/// Whether a line begins behind `before`, blanks and control bytes aside.
+fn begins_line(before: &[u8]) -> bool {
+    let last = before
+        .iter()
+        .rfind(|&&b| is_line_end(b) || is_visible(b))
+        .copied();
+    last.is_none_or(is_line_end)
+}
+
+/// The name that `rest` begins with.
+fn name_of(rest: &[u8]) -> &[u8] {
     let end = rest
         .iter()
-        .position(|&b| b == b':' || b == 0)
-        .unwrap_or(rest.len());
-    let len = rest.get(..end)?.iter().rposition(visible)? + 1;
-    Some(start..start + len)
+        .position(|&b| b == b':' || b == 0 || is_line_end(b));
+    let name = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
+    let len = name.iter().rposition(|&b| is_visible(b));
+    name.get(..len.map_or(0, |last| last + 1))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// The same by lines: each is cut out, and its name is taken from it.
+    fn by_lines(text: &[u8]) -> Vec<usize> {
+        let mut found = Vec::new();
+        let mut at = 0;
+        for line in text.split(|&b| b == b'\r' || b == b'\n') {
+            let visible = |b: &u8| *b > b' ' && *b != 0x7f;
+            if let Some(start) = line.iter().position(visible) {
+                let rest = &line[start..];
+                let end = rest.iter().position(|&b| b == b':' || b == 0);
+                let name = &rest[..end.unwrap_or(rest.len())];
+                let len = name.iter().rposition(visible).map_or(0, |last| last + 1);
+                if is_ours(&name[..len]) {
+                    found.push(at + start);
+                }
+            }
+            at += line.len() + 1;
+        }
+        found
+    }
+
+    proptest! {
+        #[test]
+        fn by_their_first_letter_the_same_names_are_found_as_by_lines(
+            pieces in prop::collection::vec(
+                prop::sample::select(vec![
+                    "X-Real-IP", "x_real_ip", "X-SERVER-addr", "x-server_port", "X-Mirror-Flags", "x", "X-", "y", ":", " ",
+                    "\t", "\r", "\n", "\r\n", "\0", "\x0b", "\x7f", "1",
+                ]),
+                0..40,
+            ),
+        ) {
+            let text = pieces.concat();
+            let text = text.as_bytes();
+            prop_assert_eq!(names(text, 0..text.len()), by_lines(text));
+        }
+    }
 
     #[test]
     fn a_line_may_begin_behind_any_line_end_and_after_any_blanks() {

@@ -118,20 +118,25 @@ impl Transport {
         Ok(true)
     }
 
-    /// Reads; 0 at the end.
+    /// Reads; 0 at the end. Says too whether nothing is left, so that what comes next raises an event: a read that leaves
+    /// room in the buffer shows it (epoll(7), question 9), and spares the call that would be told `WouldBlock`.
     ///
     /// # Errors
     /// `WouldBlock`, or why the connection is broken.
-    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
         let Some(tls) = &mut self.tls else {
-            return self.stream.read(buffer);
+            let read = self.stream.read(buffer)?;
+            return Ok((read, read < buffer.len()));
         };
         loop {
             match tls.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // A close without close_notify. Each answer's own framing says whether it is whole.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
-                read => return read,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Ok((0, false));
+                }
+                // rustls may hold more, and the socket too.
+                read => return Ok((read?, false)),
             }
             read_tls(tls, &mut self.stream)?;
         }

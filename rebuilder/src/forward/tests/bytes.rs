@@ -478,3 +478,28 @@ fn what_may_follow_a_request_is_decided_by_the_letter() {
         Followed
     );
 }
+
+#[test]
+fn addresses_and_ports_stand_as_the_standard_library_writes_them() {
+    for (origin, server) in [
+        ("0.0.0.0", "255.255.255.255:65535"),
+        ("1.20.100.9", "10.99.101.200:1"),
+        ("2001:db8::1", "[::ffff:1.2.3.4]:10"),
+        ("::", "[fe80::200:1]:9999"),
+        ("192.0.2.1", "192.0.2.10:10000"),
+    ] {
+        let mut request = get("/");
+        request.origin = origin.parse().unwrap();
+        request.endpoints.dst = server.parse().unwrap();
+        let server = request.endpoints.dst;
+        let sent = outgoing(&request, Rewrite::default()).bytes;
+        let expected = format!(
+            "\r\nX-Forwarded-For: {0}\r\nX-Real-IP: {0}\r\nX-Server-Addr: {1}\r\nX-Server-Port: {2}\r\n\r\n",
+            request.origin,
+            server.ip(),
+            server.port()
+        );
+        let sent = String::from_utf8(sent).unwrap();
+        assert!(sent.ends_with(&expected), "{sent} {expected}");
+    }
+}

@@ -319,6 +319,9 @@ fn script() -> impl Strategy<Value = Script> {
 #[derive(Debug, Default)]
 struct Seen {
     bytes: Vec<u8>,
+    /// When each request was read; those that had come behind the last of them were when it ended.
+    read: Vec<Instant>,
+    ended: Option<Instant>,
     answered: usize,
     /// It was answered no further and kept open.
     silent: bool,
@@ -343,6 +346,7 @@ fn serve(mut stream: TcpStream, script: Script, seen: &Mutex<Seen>) {
         let answered = {
             let mut seen = seen.lock().unwrap();
             seen.bytes.extend_from_slice(&request);
+            seen.read.push(Instant::now());
             seen.answered
         };
         let (answer, goes_on) = match script {
@@ -375,6 +379,7 @@ fn serve(mut stream: TcpStream, script: Script, seen: &Mutex<Seen>) {
             seen.excused = !answer.is_empty();
             // What had come behind it.
             seen.bytes.append(&mut pending);
+            seen.ended = Some(Instant::now());
             return;
         }
         seen.answered += 1;
@@ -452,17 +457,27 @@ proptest! {
         // Where the machine is so busy that an answer came too late, the two sides do not agree who was to blame.
         let silent = log.values().filter(|seen| seen.lock().unwrap().silent).count();
         let blame_is_known = timeouts == silent as u64;
-        let mut charged = BTreeMap::new();
-        for (number, seen) in log.iter() {
+        // In the order in which they ended: a request may go from a younger connection to an older one.
+        let mut ends: Vec<_> = log.iter().collect();
+        ends.sort_by_key(|(_, seen)| {
+            let ended = seen.lock().unwrap().ended;
+            (ended.is_none(), ended)
+        });
+        let mut charged = BTreeMap::<String, Instant>::new();
+        for (number, seen) in ends {
             let seen = seen.lock().unwrap();
             let names = seen.names();
             let alone = |name: &String| !name.starts_with(['0', '1']);
             prop_assert!(names.len() <= 1 || !names.iter().any(alone), "{number}: {names:?}");
-            for name in &names {
-                prop_assert!(names.len() == 1 || !charged.contains_key(name), "{name} was charged before: {names:?}");
+            for (place, name) in names.iter().enumerate() {
+                let read = seen.read.get(place).copied().or(seen.ended);
+                let before = charged.get(name).is_some_and(|charged| read.is_none_or(|read| read > *charged));
+                prop_assert!(names.len() == 1 || !before, "{name} was charged before: {names:?}");
             }
-            if let Some(name) = names.get(seen.answered).filter(|_| blame_is_known && !seen.excused) {
-                charged.insert(name.clone(), *number);
+            if let Some(name) = names.get(seen.answered).filter(|_| blame_is_known && !seen.excused)
+                && let Some(ended) = seen.ended
+            {
+                charged.insert(name.clone(), ended);
             }
         }
     }

@@ -5,9 +5,9 @@
 //! what it costs is nobody's; on the loopback device the sender still pays for the way of its bytes into the sink's
 //! socket.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::io::{self, BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{self, Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,6 +27,8 @@ use rebuilder::http::{Extractor, HttpOptions, Request};
 use rebuilder::stream::{Chunk, DirectionId, Endpoints};
 use rebuilder::telemetry::{Counter, RequestOutcome, WorkerCounters};
 use rebuilder::time::Timestamp;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::table::Row;
 
@@ -285,7 +287,7 @@ fn connection(to: SocketAddr, requests: usize) -> anyhow::Result<Duration> {
     let parts = parts(target().parse()?)?;
     let begun = cpu::of_this_thread();
     runtime()?.block_on(async {
-        let stream = tokio::net::TcpStream::connect(to).await?;
+        let stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
@@ -333,28 +335,32 @@ impl Drop for Sink {
     }
 }
 
-/// The sink itself: answers whatever ends like a head with [`ANSWER`], until its input ends.
+/// The sink itself: one thread that waits for all its connections at once, as an analyser's worker does. Answers
+/// whatever ends like a head with [`ANSWER`], until its input ends.
 pub(crate) fn sink() -> anyhow::Result<()> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    println!("{}", listener.local_addr()?);
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            thread::spawn(move || answer(stream));
-        }
+    thread::spawn(|| {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        process::exit(0);
     });
-    io::copy(&mut io::stdin(), &mut io::sink())?;
-    Ok(())
+    runtime()?.block_on(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        println!("{}", listener.local_addr()?);
+        loop {
+            let (stream, _) = listener.accept().await?;
+            tokio::spawn(answer(stream));
+        }
+    })
 }
 
 /// Answers on one connection, all that a read brings with one write.
-fn answer(mut stream: TcpStream) -> io::Result<()> {
+async fn answer(mut stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = vec![0; 64 * 1024];
     let answers = ANSWER.repeat(buffer.len() / 4);
     // Bytes of the empty line that have been seen.
     let mut seen = 0;
     loop {
-        let n = stream.read(&mut buffer)?;
+        let n = stream.read(&mut buffer).await?;
         if n == 0 {
             return Ok(());
         }
@@ -371,6 +377,6 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
             }
         }
         let reply = answers.get(..heads * ANSWER.len()).unwrap_or_default();
-        stream.write_all(reply.as_bytes())?;
+        stream.write_all(reply.as_bytes()).await?;
     }
 }
