@@ -342,6 +342,54 @@ impl Direction {
         self.opaque.or(presumed).unwrap_or(outcome)
     }
 
+    /// Whether nothing is held, nothing but the idle time will end it, and nothing is in doubt.
+    pub(super) fn is_plain(&self) -> bool {
+        !self.is_waiting()
+            && self.held.is_empty()
+            && self.syn_data.is_none()
+            && self.fin.is_none()
+            && self.reset.is_none()
+            && self.shed.is_none()
+            && self.urgent.is_none()
+    }
+
+    /// Whether it goes on at `seq`.
+    pub(super) fn is_next(&self, seq: Seq) -> bool {
+        advance(self.anchor, self.next.0) == seq
+    }
+
+    /// Takes the next payload of a plain direction, as [`Direction::take`] does.
+    pub(super) fn take_next(
+        &mut self,
+        payload: &[u8],
+        ack: Seq,
+        ts: Timestamp,
+        env: &mut Env<'_>,
+        sink: &mut impl Sink,
+    ) -> PacketOutcome {
+        self.last = env.now;
+        self.note_sent_ack(ack);
+        self.high = self.high.max(self.next + len64(payload.len()));
+        if let Some(outcome) = self.opaque {
+            self.next = self.next + len64(payload.len());
+            return outcome;
+        }
+        self.progress = env.now;
+        let piece = Piece {
+            data: payload,
+            ts,
+            segment_start: true,
+            conflict: false,
+        };
+        self.deliver(piece, env, sink);
+        if self.opaque.is_some() {
+            self.drain(env, sink);
+        }
+        self.opaque
+            .or(self.presumed)
+            .unwrap_or(PacketOutcome::Stream)
+    }
+
     fn take_payload(
         &mut self,
         part: &Part<'_>,

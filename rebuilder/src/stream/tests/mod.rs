@@ -49,9 +49,15 @@ pub(super) struct Recorder {
     pub(super) dirs: BTreeMap<DirectionId, (Endpoints, Vec<Event>)>,
     /// Says that a direction is opaque once a chunk holds these bytes.
     pub(super) uninteresting: Option<(Vec<u8>, PacketOutcome)>,
+    /// Says that a direction looks like answers where a chunk holds these bytes, and that every other one asks.
+    pub(super) answers: Option<Vec<u8>>,
 }
 
 impl Sink for Recorder {
+    fn asks(&self, _: DirectionId) -> bool {
+        self.answers.is_some()
+    }
+
     fn chunk(&mut self, dir: DirectionId, ends: &Endpoints, chunk: Chunk<'_>) -> Interest {
         let (first_ends, log) = self.dirs.entry(dir).or_insert_with(|| (*ends, Vec::new()));
         assert_eq!(first_ends, ends, "a direction changed its endpoints");
@@ -89,6 +95,14 @@ impl Sink for Recorder {
         let interest = match (&self.uninteresting, &event) {
             (Some((mark, outcome)), Event::Data { bytes, .. }) if contains(bytes, mark) => {
                 Interest::Opaque(*outcome)
+            }
+            (_, Event::Data { bytes, .. })
+                if self
+                    .answers
+                    .as_ref()
+                    .is_some_and(|mark| contains(bytes, mark)) =>
+            {
+                Interest::Presumed(PacketOutcome::Response)
             }
             _ => Interest::Wanted,
         };

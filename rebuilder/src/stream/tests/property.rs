@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use crate::keyed::Keyed;
 use crate::telemetry::PacketOutcome;
 
 use super::*;
@@ -277,6 +278,63 @@ proptest! {
         }
         let any = |cells: &[Option<(u8, bool)>]| cells.iter().flatten().any(|(_, conflict)| *conflict);
         prop_assert_eq!(any(&got), any(&oracle.out));
+    }
+
+    /// The short way of plain segments is one: what comes of it is what the full way gives, in every respect.
+    #[test]
+    fn the_short_way_of_plain_segments_comes_to_the_same(
+        segs in prop::collection::vec((arbitrary_segment(), 0..10_u8), 1..120),
+        opaque in any::<bool>(),
+        answers in any::<bool>(),
+        roomy in any::<bool>(),
+    ) {
+        let mut labs = [false, true].map(|never_plain| {
+            let mut options = StreamOptions {
+                hash: Keyed::FIXED,
+                ..StreamOptions::default()
+            };
+            if !roomy {
+                (options.flow_cap, options.total_cap, options.max_flows) = (4000, 9000, 3);
+            }
+            let mut lab = Lab::with(options);
+            lab.streams.never_plain = never_plain;
+            lab.sink.answers = answers.then(|| b"\x06\x06".to_vec());
+            if opaque {
+                lab.sink.uninteresting = Some((b"\x07\x07".to_vec(), PacketOutcome::NotHttp));
+            }
+            lab
+        });
+        // Where each sender goes on. Most segments are the next ones.
+        let mut next = BTreeMap::new();
+        for ((mut s, mut step), odd) in segs {
+            if odd < 9 {
+                s.seq = *next.entry(s.src).or_insert(7_u32);
+                let back = u32::from(odd % 3);
+                s.ack = Some(next.entry(s.dst).or_insert(7_u32).wrapping_sub(back));
+            }
+            if odd < 8 {
+                (s.cut, s.flags) = (0, TcpFlags::ACK);
+                s.flags.set(TcpFlags::URG, odd == 7 && step % 3 == 0);
+                step %= 100 * i64::try_from(MS).unwrap();
+            }
+            s.urgent = u16::try_from(step.unsigned_abs() % 3000).unwrap();
+            // Behind a FIN at its own place, as where it was forged.
+            let taken = u32::try_from(s.payload.len()).unwrap();
+            next.insert(s.src, s.seq.wrapping_add(taken + u32::from(s.flags.contains(TcpFlags::SYN))));
+            let [(outcome, state), (full, full_state)] = labs.each_mut().map(|lab| {
+                lab.now = lab.now.saturating_add_signed(step);
+                let outcome = lab.push(&s);
+                let streams = &lab.streams;
+                (outcome, (streams.flows(), streams.held_bytes(), streams.flow_bytes(), streams.stats()))
+            });
+            prop_assert_eq!(outcome, full);
+            prop_assert_eq!(state, full_state);
+        }
+        for lab in &mut labs {
+            lab.finish();
+        }
+        let [short, full] = labs;
+        prop_assert_eq!(short.sink.dirs, full.sink.dirs);
     }
 
     /// Rules 9, 10 and 12: whatever comes, nothing panics, the caps hold, and each packet has an outcome of this stage.
