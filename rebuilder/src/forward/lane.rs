@@ -340,6 +340,7 @@ mod tests {
             source: Source::of([10, 0, 0, 1].into()),
             failures: 0,
             not_before: None,
+            number: 0,
         }
     }
 

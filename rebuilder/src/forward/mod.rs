@@ -6,7 +6,7 @@
 //!           sharing       └── not answered ┴── answered ──▶ RequestOutcome
 //! ```
 //!
-//! [`bytes`] says what is sent, [`sharing`] what may stand behind it, [`queue`] and [`turns`] hold what waits, [`lane`]
+//! [`bytes`] says what is sent, [`sharing`] what may stand behind it, [`queue`] and [`waiting`] hold what waits, [`lane`]
 //! what is on one connection, [`answer`] reads how far the analyser came; all of these are pure. [`pool`] moves bytes
 //! between them and the sockets, [`dispatch`] says which request goes where. A [`Forwarder`] belongs to one worker thread and never blocks it.
 
@@ -25,7 +25,7 @@ mod spoof;
 mod target;
 mod tls;
 mod transport;
-mod turns;
+mod waiting;
 
 #[cfg(test)]
 mod tests;
@@ -61,8 +61,8 @@ pub struct ForwardOptions {
     /// shown that it stays open behind an answer.
     pub pipeline: usize,
     /// `--queue-bytes`: bytes that wait for a connection (default 64 MiB), [`ITEM_OVERHEAD`] for each request
-    /// included. Where half of it is taken, one source may have a quarter; disputed requests may have half. A new request
-    /// beyond that is counted `queue_full`, a disputed one `quarantine_full`.
+    /// included. Where half of it is taken, one source may have a quarter; disputed requests may have half. Beyond that
+    /// the oldest make room for the new and are counted `queue_full`, disputed ones `quarantine_full`.
     pub queue_bytes: usize,
     /// `--inflight-bytes`: bytes of requests on connections, kept until they are answered (default 16 MiB), counted
     /// in the same way: half of them on shared connections, a quarter each where a connection carries one request. A single

@@ -14,7 +14,7 @@ use super::bytes::{self, Rewrite};
 use super::connection::Connection;
 use super::dispatch::{OnConnections, Places};
 use super::lane::Broken;
-use super::queue::{Full, Item, Line, PerSource, Queue, Source};
+use super::queue::{Item, Line, PerSource, Queue, Source};
 use super::shunned::Shunned;
 use super::slots::Slots;
 use super::tls::Connector;
@@ -98,10 +98,11 @@ impl Forwarder {
             .transpose()?;
         let poll = Poll::new().map_err(ForwardError::Events)?;
         let places = Places::new(&options);
+        let part = |connections: usize| u32::try_from(connections.max(1)).unwrap_or(u32::MAX);
         let per_source = PerSource {
             // Behind a proxy of the client's side there may be one source for all.
-            leaving: options.leaving_connections - options.leaving_connections / 4,
-            quarantine: options.quarantine_connections / 4,
+            leaving: part(options.leaving_connections - options.leaving_connections / 4),
+            quarantine: part(options.quarantine_connections / 4),
         };
         Ok(Self {
             tls,
@@ -121,8 +122,8 @@ impl Forwarder {
         })
     }
 
-    /// Takes a request; never waits. Beyond the byte cap it is counted [`RequestOutcome::QueueFull`],
-    /// and a disputed one beyond its part of it [`RequestOutcome::QuarantineFull`].
+    /// Takes a request; never waits. Where the byte cap is reached the oldest ones make room, counted
+    /// [`RequestOutcome::QueueFull`], disputed ones [`RequestOutcome::QuarantineFull`].
     pub fn submit(&mut self, request: &Request) {
         let outgoing = bytes::outgoing(
             request,
@@ -138,13 +139,16 @@ impl Forwarder {
             source: Source::of(request.endpoints.src.ip()),
             failures: 0,
             not_before: None,
+            number: 0,
         };
         self.counters.add(Counter::Submitted, 1);
-        match self.queue.push(item) {
-            Ok(()) => {}
-            Err(Full::Queue) => self.counters.request(RequestOutcome::QueueFull),
-            Err(Full::Quarantine) => self.counters.request(RequestOutcome::QuarantineFull),
-        }
+        let counters = &self.counters;
+        self.queue.push(item, |shed| {
+            counters.request(match shed.line() {
+                Line::Shared | Line::Leaving => RequestOutcome::QueueFull,
+                Line::Quarantine => RequestOutcome::QuarantineFull,
+            });
+        });
     }
 
     /// Connects, writes, reads answers, gives up what took too long. Returns after `timeout` at the latest, earlier

@@ -170,8 +170,9 @@ fn while_the_analyser_is_away_the_queue_fills_to_its_cap_and_delivery_resumes_by
     for _ in 0..100 {
         worker.step();
     }
+    // Those were among the oldest.
     let full = worker.of(QueueFull);
-    assert_eq!(worker.outcomes(), [(QueueFull, full)]);
+    assert_eq!(worker.outcomes(), [(QueueFull, full), (QuarantineFull, 20)]);
     assert!(
         worker.forwarder.queued_bytes() > queue_bytes - 2048,
         "filled to the cap"
@@ -179,8 +180,13 @@ fn while_the_analyser_is_away_the_queue_fills_to_its_cap_and_delivery_resumes_by
     let tried = worker.count(Counter::ConnectFailures);
     assert!((2..=20).contains(&tried), "with back-off: {tried}");
 
-    let _peer = Peer::on(TcpListener::bind(address).unwrap(), |stream, _| {
-        answer_all(stream);
+    let served = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&served);
+    let _peer = Peer::on(TcpListener::bind(address).unwrap(), move |stream, _| {
+        answer(stream, |request| {
+            log.lock().unwrap().push(target(request));
+            Some(OK.to_vec())
+        });
     });
     let back = Instant::now();
     worker.run(3, |w| w.of(Delivered2xx) > 0);
@@ -188,8 +194,18 @@ fn while_the_analyser_is_away_the_queue_fills_to_its_cap_and_delivery_resumes_by
     worker.run_idle(5);
     assert_eq!(
         worker.outcomes(),
-        [(Delivered2xx, 420 - full), (QueueFull, full)]
+        [
+            (Delivered2xx, 400 - full),
+            (QueueFull, full),
+            (QuarantineFull, 20)
+        ]
     );
+    // The oldest made room.
+    let mut served = std::mem::take(&mut *served.lock().unwrap());
+    served.sort();
+    let mut youngest: Vec<String> = (full..400).map(|i| format!("/{i}")).collect();
+    youngest.sort();
+    assert_eq!(served, youngest);
 }
 
 #[test]
