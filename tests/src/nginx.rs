@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{self, BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -114,6 +115,52 @@ impl Nginx {
             &Configuration { main: "", http },
             listens,
         )
+    }
+
+    /// An analyser that answers so many requests on a connection (nginx's default is 1,000), says that it closes behind
+    /// those to `/close/…`, and closes on those to `/drop/…` without a word. Its log is short, because there may be
+    /// millions of lines: [`Nginx::deliveries`].
+    ///
+    /// # Errors
+    /// Where nginx does not start.
+    pub fn closing_analyser(
+        host: &Host,
+        name: &str,
+        directory: &Path,
+        keepalive_requests: u32,
+    ) -> anyhow::Result<Self> {
+        let log = directory.join(name).join("deliveries.log");
+        let http = format!(
+            "log_format short '$connection $request_uri $http_x_real_ip $status'; access_log {} short;\n\
+             keepalive_requests {keepalive_requests}; keepalive_timeout 600s;\n\
+             server {{ listen 80 backlog=4096;\n\
+             location / {{ return 200 \"ok\\n\"; }}\n\
+             location /close/ {{ keepalive_timeout 0; return 200 \"ok\\n\"; }}\n\
+             location /drop/ {{ return 444; }} }}",
+            log.display()
+        );
+        let listens = SocketAddr::from(([127, 0, 0, 1], 80));
+        let configuration = Configuration {
+            main: "",
+            http: &http,
+        };
+        let nginx = Self::start(host, name, directory, &configuration, listens)?;
+        Ok(Self {
+            access_log: log,
+            ..nginx
+        })
+    }
+
+    /// What a [`Nginx::closing_analyser`] has logged: for each request its connection, target, `X-Real-IP` and status.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub fn deliveries(&self) -> anyhow::Result<impl Iterator<Item = io::Result<String>>> {
+        let path = &self.access_log;
+        let file = fs::File::open(path).with_context(|| path.display().to_string())?;
+        // The check that it listens has no request.
+        let request = |line: &io::Result<String>| line.as_ref().map_or(true, |l| l.contains('/'));
+        Ok(BufReader::new(file).lines().filter(request))
     }
 
     /// Starts nginx in `DIRECTORY/NAME`, whose access log goes on where one of that name ended.
