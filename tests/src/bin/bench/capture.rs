@@ -93,7 +93,7 @@ pub(crate) fn write(path: &Path, mirrored: Mirrored, mixing: Mixing) -> io::Resu
         let Some(connection) = active.get_mut(at) else {
             break;
         };
-        let (packet, to_server) = connection.next(&mut random);
+        let (packet, to_server) = connection.next();
         if connection.steps.is_empty() {
             active.swap_remove(at);
         } else if mixing == Mixing::Trains && !connection.in_train(to_server) {
@@ -172,6 +172,9 @@ struct Connection {
     /// What the client still sends, and what of it was sent.
     requests: Vec<u8>,
     sent: usize,
+    /// The same of the server.
+    responses: Vec<u8>,
+    answered: usize,
 }
 
 impl Connection {
@@ -188,6 +191,7 @@ impl Connection {
             steps(true, ACK, 0),
         ];
         let mut requests = Vec::new();
+        let mut responses = Vec::new();
         for n in 0..REQUESTS_PER_FLOW {
             let request = request(number * REQUESTS_PER_FLOW + n, random);
             for piece in request.chunks(MSS) {
@@ -199,22 +203,23 @@ impl Connection {
             let left = PACKETS_PER_FLOW.saturating_sub(3 + all.len());
             let share =
                 left / (REQUESTS_PER_FLOW - n) - if n + 1 < REQUESTS_PER_FLOW { 2 } else { 0 };
+            let mut sizes = Vec::new();
             let mut left = share;
             while left > 0 {
                 // Two segments and an acknowledgement are three packets.
                 let data = TRAIN.min((2 * left).div_ceil(3));
                 let acks = (data / 2).min(left - data);
                 for _ in 0..data {
-                    let size = if random.below(2) == 0 {
-                        MSS
-                    } else {
-                        100 + random.below(500)
-                    };
+                    // The first one is full: the head is in it.
+                    let full = sizes.is_empty() || random.below(2) == 0;
+                    let size = if full { MSS } else { 100 + random.below(500) };
+                    sizes.push(size);
                     all.push(steps(false, PSH | ACK, size));
                 }
                 all.extend((0..acks).map(|_| steps(true, ACK, 0)));
                 left -= data + acks;
             }
+            responses.extend(response(sizes.iter().sum()));
         }
         all.extend([
             steps(true, FIN | ACK, 0),
@@ -237,6 +242,8 @@ impl Connection {
             steps: all,
             requests,
             sent: 0,
+            responses,
+            answered: 0,
         }
     }
 
@@ -248,7 +255,7 @@ impl Connection {
     }
 
     /// The next packet, and whether it goes to the server. There is one.
-    fn next(&mut self, random: &mut Random) -> (Vec<u8>, bool) {
+    fn next(&mut self) -> (Vec<u8>, bool) {
         let Some(Step {
             to_server,
             flags,
@@ -258,15 +265,13 @@ impl Connection {
             return (Vec::new(), false);
         };
         let (own, other) = if to_server { (0, 1) } else { (1, 0) };
-        let filler;
-        let payload = if to_server {
-            let from = self.sent;
-            self.sent += payload;
-            self.requests.get(from..self.sent).unwrap_or_default()
+        let (bytes, at) = if to_server {
+            (&self.requests, &mut self.sent)
         } else {
-            filler = response(payload, random);
-            &filler
+            (&self.responses, &mut self.answered)
         };
+        let payload = bytes.get(*at..*at + payload).unwrap_or_default();
+        *at += payload.len();
         let [seq, ack] = [
             self.seq[own],
             if flags == SYN { 0 } else { self.seq[other] },
@@ -311,12 +316,20 @@ fn request(number: usize, random: &mut Random) -> Vec<u8> {
     request
 }
 
-/// A piece of a response. Whether its head is there does not matter: who sent the SYN-ACK is not the client.
-fn response(len: usize, random: &mut Random) -> Vec<u8> {
-    let head = format!(
-        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n",
-        random.below(100_000)
-    );
+/// A response of so many bytes in all.
+fn response(len: usize) -> Vec<u8> {
+    let head = |server: &str, body: usize| {
+        format!(
+            "HTTP/1.1 200 OK\r\nServer: {server}\r\nContent-Type: text/html\r\nContent-Length: {body}\r\n\r\n"
+        )
+    };
+    // Where the number gets a digit more, a byte more of head is needed.
+    let fitting = ["nginx", "nginx2"].into_iter().find_map(|server| {
+        let bodies = (1..=6).map(|digits| len.saturating_sub(head(server, 0).len() + digits - 1));
+        let mut heads = bodies.map(|body| (head(server, body), body));
+        heads.find(|(head, body)| head.len() + body == len)
+    });
+    let (head, _) = fitting.unwrap_or_default();
     let mut bytes = head.into_bytes();
     bytes.resize(len, b'r');
     bytes
@@ -343,7 +356,9 @@ fn packet(
     tcp.extend_from_slice(&ack.to_be_bytes());
     tcp.extend_from_slice(&[0x80, flags, 0x01, 0xf6, 0, 0, 0, 0]);
     // NOP, NOP, time stamps (RFC 7323 §3.2).
-    tcp.extend_from_slice(&[1, 1, 8, 10, 0, 0, 1, 0, 0, 0, 2, 0]);
+    // The same time throughout; a SYN has none to echo.
+    let echo = u8::from(flags != SYN);
+    tcp.extend_from_slice(&[1, 1, 8, 10, 0, 0, 1, 0, 0, 0, echo, 0]);
     tcp.extend_from_slice(payload);
     let mut pseudo: Vec<u8> = [src.0.octets(), dst.0.octets()].concat();
     pseudo.extend_from_slice(&[0, 6]);
