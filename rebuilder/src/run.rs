@@ -337,7 +337,7 @@ impl AnalyserWatch {
             self.away = true;
             warn!(
                 "--forward {}: the analyser does not accept connections; requests wait up to {} bytes a worker, then \
-                 they are counted queue_full: start it, or check the URL and its security group",
+                 the oldest are counted queue_full: start it, or check the URL and its security group",
                 self.target, self.queue_bytes
             );
         } else if connected && self.away {

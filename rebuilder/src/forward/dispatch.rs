@@ -182,7 +182,7 @@ impl Forwarder {
                     Shut::Never
                 },
             };
-            match self.open(slot, now) {
+            match self.open(slot, line, now) {
                 Ok(mut connection) => {
                     let on = self.on_connections.of_mut(line);
                     on.cost += cost;
@@ -250,7 +250,7 @@ impl Forwarder {
         let Some(slot) = self.slots.empty(shared) else {
             return;
         };
-        match self.open(slot, now) {
+        match self.open(slot, Line::Shared, now) {
             Ok(connection) => self.slots.put(slot, connection),
             Err(error) => self.unreachable(&error, now),
         }
@@ -262,9 +262,16 @@ impl Forwarder {
             && (self.reach.strikes() == 0 || self.slots.all().all(|c| c.established))
     }
 
-    fn open(&mut self, slot: usize, now: Instant) -> io::Result<Box<Connection>> {
+    /// Opens a connection of a line, to the address that has the fewest of them and has not failed lately.
+    fn open(&mut self, slot: usize, line: Line, now: Instant) -> io::Result<Box<Connection>> {
         let candidates = self.options.addresses.from(self.turn);
-        let Some(address) = self.shunned.pick(candidates, now) else {
+        let connections = |address| {
+            let of_line = self.slots.among(self.places.of(line));
+            of_line
+                .filter(|(_, c)| c.address == address && (c.alone.is_some() || c.lane.is_open()))
+                .count()
+        };
+        let Some(address) = self.shunned.pick(&candidates, now, connections) else {
             return Err(io::Error::new(
                 io::ErrorKind::AddrNotAvailable,
                 "no address of it is known",

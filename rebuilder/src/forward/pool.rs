@@ -47,6 +47,8 @@ pub struct Forwarder {
     /// Which address the next connection takes.
     pub(super) turn: usize,
     pub(super) shunned: Shunned,
+    /// The answer of the resolver that the connections are in step with.
+    answered: u64,
     /// Whether the analyser can be reached at all.
     pub(super) reach: Backoff,
     /// Whether shared connections get any answer.
@@ -115,6 +117,7 @@ impl Forwarder {
             on_connections: OnConnections::default(),
             turn: random_turn(),
             shunned: Shunned::default(),
+            answered: options.addresses.answered(),
             reach: Backoff::new(0, options.backoff_max),
             serve: Backoff::new(2, options.backoff_max),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
@@ -156,6 +159,7 @@ impl Forwarder {
     ///
     /// Gives how long it did nothing but wait, for [`crate::telemetry::LoadMeter::idle`].
     pub fn poll(&mut self, timeout: Duration, now: Instant) -> Duration {
+        self.follow_addresses();
         self.expire(now);
         self.dispatch(now);
         self.drive(now);
@@ -242,6 +246,25 @@ impl Forwarder {
         self.publish();
     }
 
+    /// Lets connections take nothing more whose address is gone; what is on them is answered.
+    fn follow_addresses(&mut self) {
+        let answered = self.options.addresses.answered();
+        if answered == self.answered {
+            return;
+        }
+        self.answered = answered;
+        let present = self.options.addresses.present();
+        let mut from = 0;
+        while let Some(slot) = self.slots.next(from) {
+            from = slot + 1;
+            if let Some(connection) = self.slots.get_mut(slot)
+                && !present.contains(&connection.address)
+            {
+                connection.lane.close();
+            }
+        }
+    }
+
     /// Gives up what took too long, and lets old connections take nothing more.
     fn expire(&mut self, now: Instant) {
         let mut from = 0;
@@ -308,7 +331,6 @@ impl Forwarder {
                     connection.lane.restart(now);
                     self.counters.add(Counter::Connects, 1);
                     self.reach.reset();
-                    self.shunned.worked(connection.address);
                 }
                 Ok(false) => {
                     connection.readable = false;
@@ -348,7 +370,7 @@ impl Forwarder {
             let counters = &self.counters;
             let on = self.on_connections.of_mut(connection.line());
             let serve = &mut self.serve;
-            let cost = connection.lane.cost();
+            let (cost, heads) = (connection.lane.cost(), connection.lane.heads());
             let received = connection.lane.received(read, now, |head| {
                 on.requests = on.requests.saturating_sub(1);
                 serve.reset();
@@ -356,6 +378,9 @@ impl Forwarder {
             });
             let freed = cost.saturating_sub(connection.lane.cost());
             on.cost = on.cost.saturating_sub(freed);
+            if heads == 0 && connection.lane.heads() > 0 {
+                self.shunned.worked(connection.address);
+            }
             received?;
         }
         match connection.write_error.take() {
@@ -394,6 +419,7 @@ impl Forwarder {
         let fruitless = lane.heads() == 0 && !matches!(end, End::Done | End::Unreachable(_));
         if fruitless && alone.is_none() {
             self.serve.strike(now);
+            self.shunned.failed(address, now);
         }
         let leftover = lane.into_leftover();
         // From the youngest on, each before the others: so they stand in their old order.

@@ -1,52 +1,67 @@
-//! Addresses of the analyser that lately could not be connected to. Pure.
+//! Addresses of the analyser that lately failed. Pure.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// How long one is passed over. Of two addresses of which one is dead, that costs one attempt in so long instead of
-/// every second one.
+/// every second one. Each further failure doubles it.
 const PAUSE: Duration = Duration::from_secs(5);
+/// As often, at most.
+const DOUBLINGS_MAX: u32 = 3;
 /// Remembered at most; a name has fewer addresses.
 const MAX: usize = 64;
 
+/// One that failed.
+#[derive(Debug)]
+struct Failed {
+    address: SocketAddr,
+    /// Failures before the last one, since a connection to it last served.
+    before: u32,
+    at: Instant,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Shunned(Vec<(SocketAddr, Instant)>);
+pub(super) struct Shunned(Vec<Failed>);
 
 impl Shunned {
-    /// It could not be connected to.
+    /// It could not be connected to, or a connection to it ended without any answer.
     pub(super) fn failed(&mut self, address: SocketAddr, now: Instant) {
-        self.worked(address);
+        let known = self.0.iter().position(|failed| failed.address == address);
+        let before = known.map_or(0, |known| self.0.remove(known).before.saturating_add(1));
         if self.0.len() == MAX {
             self.0.remove(0);
         }
-        self.0.push((address, now));
+        self.0.push(Failed {
+            address,
+            before,
+            at: now,
+        });
     }
 
-    /// It could.
+    /// A fresh connection to it has brought an answer.
     pub(super) fn worked(&mut self, address: SocketAddr) {
-        self.0.retain(|&(other, _)| other != address);
+        self.0.retain(|failed| failed.address != address);
     }
 
-    /// The first of `candidates` that is not passed over; the first of all where each is.
+    fn passes_over(&self, address: SocketAddr, now: Instant) -> bool {
+        self.0.iter().any(|failed| {
+            let pause = PAUSE * (1 << failed.before.min(DOUBLINGS_MAX));
+            failed.address == address && now.saturating_duration_since(failed.at) < pause
+        })
+    }
+
+    /// The one of `candidates` that is not passed over and has the fewest connections; the first of these. Where all are
+    /// passed over it is as if none were.
     pub(super) fn pick(
         &self,
-        candidates: impl IntoIterator<Item = SocketAddr>,
+        candidates: &[SocketAddr],
         now: Instant,
+        connections: impl Fn(SocketAddr) -> usize,
     ) -> Option<SocketAddr> {
-        let passed_over = |address: SocketAddr| {
-            self.0.iter().any(|&(other, failed)| {
-                other == address && now.saturating_duration_since(failed) < PAUSE
-            })
-        };
-        let mut first = None;
-        for address in candidates {
-            if !passed_over(address) {
-                return Some(address);
-            }
-            first.get_or_insert(address);
-        }
-        first
+        let key =
+            |address: &&SocketAddr| (self.passes_over(**address, now), connections(**address));
+        candidates.iter().min_by_key(key).copied()
     }
 }
 
@@ -54,21 +69,54 @@ impl Shunned {
 mod tests {
     use super::*;
 
+    const NONE: fn(SocketAddr) -> usize = |_| 0;
+
+    fn two() -> [SocketAddr; 2] {
+        ["10.0.0.1:80", "10.0.0.2:80"].map(|a| a.parse().unwrap())
+    }
+
     #[test]
     fn a_dead_address_is_passed_over_for_a_while_unless_it_is_the_only_one() {
         let t0 = Instant::now();
-        let [a, b]: [SocketAddr; 2] = ["10.0.0.1:80", "10.0.0.2:80"].map(|a| a.parse().unwrap());
+        let [a, b] = two();
         let mut shunned = Shunned::default();
-        assert_eq!(shunned.pick([a, b], t0), Some(a));
+        assert_eq!(shunned.pick(&[a, b], t0, NONE), Some(a));
         shunned.failed(a, t0);
-        assert_eq!(shunned.pick([a, b], t0), Some(b));
-        assert_eq!(shunned.pick([a], t0), Some(a));
-        assert_eq!(shunned.pick([a, b], t0 + PAUSE), Some(a));
+        assert_eq!(shunned.pick(&[a, b], t0, NONE), Some(b));
+        assert_eq!(shunned.pick(&[a], t0, NONE), Some(a));
+        assert_eq!(shunned.pick(&[a, b], t0 + PAUSE, NONE), Some(a));
         shunned.failed(b, t0 + PAUSE / 2);
-        assert_eq!(shunned.pick([a, b], t0), Some(a), "both: as if none");
+        assert_eq!(shunned.pick(&[a, b], t0, NONE), Some(a), "both: as if none");
         shunned.worked(a);
-        assert_eq!(shunned.pick([b, a], t0 + PAUSE), Some(a));
-        assert_eq!(shunned.pick([], t0), None);
+        assert_eq!(shunned.pick(&[b, a], t0 + PAUSE, NONE), Some(a));
+        assert_eq!(shunned.pick(&[], t0, NONE), None);
+    }
+
+    #[test]
+    fn one_that_fails_often_is_passed_over_for_longer_until_it_serves() {
+        let t0 = Instant::now();
+        let [a, b] = two();
+        let mut shunned = Shunned::default();
+        for seconds in [5, 10, 20, 40, 40] {
+            shunned.failed(a, t0);
+            let pause = Duration::from_secs(seconds);
+            assert_eq!(shunned.pick(&[a, b], t0 + pause * 9 / 10, NONE), Some(b));
+            assert_eq!(shunned.pick(&[a, b], t0 + pause, NONE), Some(a));
+        }
+        shunned.worked(a);
+        shunned.failed(a, t0);
+        assert_eq!(shunned.pick(&[a, b], t0 + PAUSE, NONE), Some(a));
+    }
+
+    #[test]
+    fn the_one_with_the_fewest_connections_is_next() {
+        let now = Instant::now();
+        let [a, b] = two();
+        let mut shunned = Shunned::default();
+        let more_to_a = |address| usize::from(address == a);
+        assert_eq!(shunned.pick(&[a, b], now, more_to_a), Some(b));
+        shunned.failed(b, now);
+        assert_eq!(shunned.pick(&[a, b], now, more_to_a), Some(a));
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::ForwardError;
 
@@ -127,7 +128,16 @@ impl FromStr for Target {
 #[derive(Debug, Default)]
 pub struct Addresses {
     // Held for the copy of a few addresses, when a connection is opened.
-    list: Mutex<Vec<SocketAddr>>,
+    answers: Mutex<Answers>,
+    /// How often there was an answer, so that a worker sees without a lock that there is nothing new.
+    answered: AtomicU64,
+}
+
+/// What the resolver said.
+#[derive(Debug, Default)]
+struct Answers {
+    last: Vec<SocketAddr>,
+    before: Vec<SocketAddr>,
 }
 
 impl Addresses {
@@ -135,25 +145,45 @@ impl Addresses {
     #[must_use]
     pub fn new(list: Vec<SocketAddr>) -> Self {
         Self {
-            list: Mutex::new(list),
+            answers: Mutex::new(Answers {
+                before: list.clone(),
+                last: list,
+            }),
+            answered: AtomicU64::new(0),
         }
+    }
+
+    fn answers(&self) -> MutexGuard<'_, Answers> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on these. An empty list is ignored: a resolver that fails must not cut off what still works.
     pub fn set(&self, list: Vec<SocketAddr>) {
         if !list.is_empty() {
-            *self.list.lock().unwrap_or_else(PoisonError::into_inner) = list;
+            let mut answers = self.answers();
+            answers.before = std::mem::replace(&mut answers.last, list);
+            self.answered.fetch_add(1, Ordering::Release);
         }
+    }
+
+    /// How often they were set.
+    #[must_use]
+    pub fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Acquire)
+    }
+
+    /// Those that stand in none of the last two answers are gone; these do. A name with many addresses, such as a large
+    /// load balancer's, may give eight of them at a time.
+    #[must_use]
+    pub fn present(&self) -> Vec<SocketAddr> {
+        let answers = self.answers();
+        [answers.last.as_slice(), &answers.before].concat()
     }
 
     /// All of them from the `turn`-th on, round and round.
     #[must_use]
     pub fn from(&self, turn: usize) -> Vec<SocketAddr> {
-        let mut list = self
-            .list
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let mut list = self.answers().last.clone();
         if let Some(first) = turn.checked_rem(list.len()) {
             list.rotate_left(first);
         }
@@ -218,8 +248,15 @@ mod tests {
         assert_eq!(addresses.from(usize::MAX), [b, a]);
         addresses.set(Vec::new());
         assert_eq!(addresses.from(2), [a, b]);
+        assert_eq!(addresses.answered(), 0);
         addresses.set(vec![b]);
         assert_eq!(addresses.from(2), [b]);
+        // It may be there again the next time.
+        assert!(addresses.present().contains(&a));
+        addresses.set(vec![b]);
+        assert!(!addresses.present().contains(&a));
+        assert!(addresses.present().contains(&b));
+        assert_eq!(addresses.answered(), 2);
         assert_eq!(Addresses::default().from(7), []);
     }
 }

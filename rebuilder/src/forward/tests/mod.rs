@@ -1,5 +1,6 @@
 //! What the tests of this room share: captured requests, a scripted analyser, and the loop that a worker would run.
 
+mod addresses;
 mod adversary;
 mod bytes;
 mod bytes_properties;
