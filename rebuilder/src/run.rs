@@ -20,6 +20,8 @@ use crate::forward::{Addresses, ForwardError, ForwardOptions, Forwarder, Target}
 use crate::handover::Handover;
 use crate::http::{Cidr, Flags, Request, is_health_check};
 use crate::pipeline::{Pipeline, PipelineOptions};
+use crate::receive::host::{HostLoss, HostWatch, Loss, with_gro};
+use crate::receive::sys::{pin, processors};
 use crate::receive::udp::BindError;
 use crate::receive::{self, Left, ReceiveOptions, Receiver};
 use crate::stream::{End, SET_BACK};
@@ -41,6 +43,9 @@ const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How often the figures of the stages go to the metrics: a system call for the kernel's drops, so not at each turn.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How often the host's own losses are read.
+const HOST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What `rebuilder_load_ratio` is measured over.
 const LOAD_WINDOW: Duration = Duration::from_secs(1);
@@ -160,8 +165,18 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     }
     let first = receivers.first();
     let listen = first.map_or(options.listen, Receiver::local_addr);
+    if let Some(Receiver::Ring(_)) = first {
+        for interface in with_gro() {
+            info!(
+                "{interface}: the kernel may put packets together (GRO), which rebuilder_super_frames_total would count; \
+                 to switch it off: ethtool -K {interface} gro off"
+            );
+        }
+    }
     let receive = first.map_or("nothing", Receiver::name);
 
+    let host = Arc::new(HostLoss::default());
+    let processors = processors_for(options.workers);
     let (ended, ends) = mpsc::channel();
     let mut threads = Vec::new();
     let sides = Handover::group(receivers.len());
@@ -178,6 +193,9 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
             published: Published::default(),
             extracted: 0,
             publish_at: Instant::now(),
+            // They are counted once, not once a worker.
+            host: (index == 0).then(|| Arc::clone(&host)),
+            processor: processors.get(index).copied(),
             last_error: None,
             health: Arc::clone(&health),
             stop: Arc::clone(&stop),
@@ -200,6 +218,17 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     let address = admin.address();
     let admin = admin.start(Arc::clone(&health), Arc::clone(&metrics))?;
     let (stop_watch, watch_stopped) = mpsc::channel();
+    let host_watch = HostWatch::default();
+    // Ends with the process: nobody waits for a driver.
+    thread::Builder::new().name("host".into()).spawn({
+        let host = Arc::clone(&host);
+        move || {
+            loop {
+                host_watch.look(&host);
+                thread::sleep(HOST_INTERVAL);
+            }
+        }
+    })?;
     let watch = AnalyserWatch::new(&options.forward, Arc::clone(&metrics));
     // Never joined: a resolver that does not answer would hold up the end by many seconds.
     thread::Builder::new()
@@ -369,6 +398,9 @@ struct Worker {
     /// Requests that the extractor has found, as far as that is counted.
     extracted: u64,
     publish_at: Instant,
+    host: Option<Arc<HostLoss>>,
+    /// Where it stays, if anywhere.
+    processor: Option<usize>,
     last_error: Option<io::ErrorKind>,
     health: Arc<Health>,
     stop: Arc<Stop>,
@@ -390,6 +422,9 @@ enum Read {
 
 impl Worker {
     fn run(mut self) {
+        if let Some(Err(error)) = self.processor.map(pin) {
+            tracing::debug!(worker = self.index, %error, "runs on any core");
+        }
         let mut load = LoadMeter::new(LOAD_WINDOW, Instant::now());
         while !self.stop.draining.load(Ordering::Acquire) {
             let read = self.read();
@@ -490,6 +525,17 @@ impl Worker {
 
     /// Brings the figures of the stages up to date.
     fn publish(&mut self) {
+        if let Some(host) = &self.host {
+            let Loss { softnet, nic } = host.get();
+            let [bandwidth, packets, conntrack] = nic;
+            let host = [
+                (Counter::SoftnetDrops, softnet),
+                (Counter::NicBandwidthExceeded, bandwidth),
+                (Counter::NicPacketsExceeded, packets),
+                (Counter::NicConntrackExceeded, conntrack),
+            ];
+            self.published.raise(&self.counters, &host);
+        }
         let (counters, pipeline) = (&self.counters, &self.pipeline);
         counters.set(Gauge::Flows, pipeline.flows() as u64);
         counters.set(Gauge::HeldBytes, pipeline.held_bytes() as u64);
@@ -626,6 +672,17 @@ impl Published {
                 *last = total;
             }
         }
+    }
+}
+
+/// The cores that workers stay on, one each, where there is a worker for every core: moved, it would find another's cache
+/// and share another's core. Where there are fewer, the scheduler knows better which are free (of interrupts too).
+fn processors_for(workers: usize) -> Vec<usize> {
+    let all = processors().unwrap_or_default();
+    if all.len() == workers && workers > 1 {
+        all
+    } else {
+        Vec::new()
     }
 }
 

@@ -96,6 +96,9 @@ impl Rebuilder {
             &format!("{REBUILDER_UNDERLAY}:4789"),
         ]);
         command.args(["--admin", ADMIN]).args(more);
+        // The tests send 80 MB in a moment, to a program that is not optimised. The kernel keeps as much for a socket that
+        // asks for 64 MB.
+        command.env("REBUILDER_RING_BYTES", "128M");
         let before = host.namespace.counters(REBUILDER_LINK)?.received;
         let process = Process::start("rebuilder", command, directory)?;
         let mut rebuilder = Self {

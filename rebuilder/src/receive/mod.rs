@@ -2,10 +2,11 @@
 
 mod bpf;
 pub mod capture;
+pub mod host;
 mod live;
 pub mod ring;
 mod steering;
-mod sys;
+pub(crate) mod sys;
 pub mod udp;
 
 use crate::time::Timestamp;

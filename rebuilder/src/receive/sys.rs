@@ -222,3 +222,60 @@ impl Drop for Blocks {
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.block * self.count) };
     }
 }
+
+/// Asks the driver of an interface (`SIOCETHTOOL`): the first word of `request` is the command, and the answer comes to
+/// the same place. `socket` is any.
+///
+/// # Errors
+/// What the kernel says: `EOPNOTSUPP` where the driver has no such thing.
+///
+/// # Safety
+/// The kernel writes as many bytes as the command says, with what `request` says of its own length; there must be room.
+pub(super) unsafe fn ethtool(
+    socket: &impl AsRawFd,
+    interface: &str,
+    request: &mut [u64],
+) -> io::Result<()> {
+    // SAFETY: all bytes zero is an ifreq.
+    let mut ifreq: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
+    // The last byte stays zero.
+    let room = ifreq.ifr_name.len() - 1;
+    for (to, from) in ifreq.ifr_name.iter_mut().take(room).zip(interface.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    ifreq.ifr_ifru.ifru_data = request.as_mut_ptr().cast();
+    // SAFETY: `ifreq` outlives the call, and what it points to is as long as the caller vouches for.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut ifreq) })
+}
+
+/// The processors that the calling thread may run on.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn processors() -> io::Result<Vec<usize>> {
+    // SAFETY: all bytes zero is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: `set` is writable for the length that is told.
+    check(unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) })?;
+    let all = usize::try_from(libc::CPU_SETSIZE).unwrap_or(0);
+    // SAFETY: below the size of the set.
+    Ok((0..all)
+        .filter(|&n| unsafe { libc::CPU_ISSET(n, &set) })
+        .collect())
+}
+
+/// Keeps the calling thread on one processor.
+///
+/// # Errors
+/// What the kernel says, for instance that there is no such processor (any more).
+pub(crate) fn pin(processor: usize) -> io::Result<()> {
+    if processor >= usize::try_from(libc::CPU_SETSIZE).unwrap_or(0) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: all bytes zero is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { MaybeUninit::zeroed().assume_init() };
+    // SAFETY: below the size of the set.
+    unsafe { libc::CPU_SET(processor, &mut set) };
+    // SAFETY: `set` is readable for the length that is told.
+    check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const set) })
+}

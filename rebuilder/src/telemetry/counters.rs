@@ -42,6 +42,10 @@ metrics! {
     Counter {
         ReceivedBytes => "received_bytes", "Bytes of the mirrored frames that were read, outer headers excluded.";
         KernelDrops => "kernel_drops", "Mirrored packets that the kernel dropped because the ring or the receive buffer was full.";
+        SoftnetDrops => "softnet_drops", "Packets of this host, mirrored or not, that found the queue between a network card and the kernel full (`/proc/net/softnet_stat`), since the rebuilder started.";
+        NicBandwidthExceeded => "nic_bandwidth_exceeded", "Packets of this host, mirrored or not, beyond the incoming bandwidth of its instance type (`bw_in_allowance_exceeded` of the driver ena), since the rebuilder started.";
+        NicPacketsExceeded => "nic_packets_exceeded", "Packets of this host beyond the packets per second of its instance type (`pps_allowance_exceeded`), since the rebuilder started.";
+        NicConntrackExceeded => "nic_conntrack_exceeded", "Packets of this host beyond the connections that its security groups track (`conntrack_allowance_exceeded`), since the rebuilder started.";
         TruncatedDatagrams => "truncated_datagrams", "Datagrams longer than 9,600 bytes, taken as far as that; the frames in them count as cut.";
         SuperFrames => "super_frames", "Packets that were several ones of the wire, put together by a card or by the kernel (GRO) or not cut to size yet (GSO): of several datagrams in one, only the first can be read.";
         HandedOver => "handed_over", "Segments that reached another worker than the one that holds their connection, and were handed to it: fragments, tunnels and headers that the kernel does not read.";
