@@ -99,11 +99,19 @@ pub(crate) struct Rebuilder {
     child: Child,
     pub(crate) listen: SocketAddr,
     admin: SocketAddr,
-    ring: bool,
+    /// Whether it reads a ring.
+    pub(crate) ring: bool,
+    /// What it said before it was ready.
+    pub(crate) said: Vec<String>,
 }
 
 impl Rebuilder {
     pub(crate) fn start(forward: SocketAddr, more: &[&str]) -> Self {
+        Self::start_as(Command::new(env!("CARGO_BIN_EXE_rebuilder")), forward, more)
+    }
+
+    /// The same by a command that ends with the program.
+    pub(crate) fn start_as(mut command: Command, forward: SocketAddr, more: &[&str]) -> Self {
         let given = |flag: &str| more.contains(&flag);
         let defaults = [
             ("--workers", "1"),
@@ -111,7 +119,7 @@ impl Rebuilder {
             ("--admin", "127.0.0.1:0"),
         ];
         let defaults = defaults.into_iter().filter(|(flag, _)| !given(flag));
-        let mut child = Command::new(env!("CARGO_BIN_EXE_rebuilder"))
+        let mut child = command
             .args(["run", "--forward", &format!("http://{forward}")])
             .args(defaults.flat_map(|(flag, value)| [flag, value]))
             .args(more)
@@ -120,11 +128,13 @@ impl Rebuilder {
             .spawn()
             .unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut said = Vec::new();
         let ready = loop {
             let line = log.next().expect("it ended").unwrap();
-            if line.contains("ready") {
+            if line.contains(" ready ") {
                 break line;
             }
+            said.push(line);
         };
         // What it says later must not meet a closed pipe.
         thread::spawn(move || log.for_each(drop));
@@ -136,13 +146,13 @@ impl Rebuilder {
             listen: word("listen="),
             admin: word("admin="),
             ring: ready.contains("receive=\"ring\""),
+            said,
             child,
         }
     }
 
     /// How many frames of a few thousand bytes can wait for it. A ring takes them in only every some milliseconds, and
     /// has room; the smallest buffer of a socket has none.
-    #[allow(dead_code, reason = "not every test sends so much")]
     pub(crate) fn burst(&self) -> usize {
         if self.ring { 800 } else { 40 }
     }
@@ -157,10 +167,14 @@ impl Rebuilder {
 
     /// SIGTERM, and the exit code.
     pub(crate) fn end(&mut self) -> Option<i32> {
+        self.signal(libc::SIGTERM);
+        self.child.wait().unwrap().code()
+    }
+
+    pub(crate) fn signal(&self, signal: i32) {
         let id = libc::pid_t::try_from(self.child.id()).unwrap();
         // SAFETY: a signal to a child that has not been waited for, so the number is still its own.
-        assert_eq!(unsafe { libc::kill(id, libc::SIGTERM) }, 0);
-        self.child.wait().unwrap().code()
+        assert_eq!(unsafe { libc::kill(id, signal) }, 0);
     }
 
     /// The most that was ever resident, in bytes (proc_pid_status(5)).
