@@ -1,6 +1,12 @@
 //! In steady state a packet asks the allocator for nothing, and a request for no more than the bytes and the fields that
 //! are handed on. Judged by an allocator that counts.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on fails"
+)]
+
 mod wire;
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -90,7 +90,7 @@ fn what_a_held_worker_loses_is_counted_to_the_packet() {
         return;
     }
     let mut sender = Sender::new("198.51.100.1:40000", "10.0.0.2:80");
-    let frames = vec![sender.data(&"x".repeat(600)); 10_000];
+    let frames = vec![sender.data("x".repeat(600)); 10_000];
     rebuilder.send(&frames[..1_000]);
     rebuilder.signal(libc::SIGSTOP);
     let held = Instant::now();
