@@ -262,7 +262,7 @@ fn when_nothing_is_left_no_earlier_packet_comes_any_more() {
     }
     sending.join().unwrap();
     assert_eq!(seen, 400);
-    assert!(advances > 100, "{advances}");
+    assert!(advances > 5, "{advances}");
 }
 
 #[test]
@@ -397,10 +397,10 @@ fn what_finds_the_ring_full_is_counted_and_reading_goes_on_behind_it() {
     for _ in 0..sent {
         sender.send_to(&[0; 1_000], receiver.local_addr()).unwrap();
     }
-    // Four blocks of 256 KiB, each packet with its header in at most 1,152 bytes and at least 1,028.
+    // Sixteen blocks of 64 KiB, each packet with its header in at most 1,152 bytes and at least 1,028.
     assert!((receiver.fill() - 1.0).abs() < 1e-9, "{}", receiver.fill());
     let taken = rest(receiver).len();
-    assert!((908..1_020).contains(&taken), "{taken}");
+    assert!((896..1_020).contains(&taken), "{taken}");
     assert_eq!(
         receiver.kernel_drops(),
         u64::try_from(sent - taken).unwrap()
