@@ -89,8 +89,13 @@ pub(super) enum Field {
 
 impl Field {
     /// By the name's bytes; white space around it is tolerated as the HTTP stage and lenient servers tolerate it.
+    #[inline]
     pub(super) fn of(name: &[u8]) -> Self {
-        let name = name.trim_ascii();
+        let name = match name {
+            // Nearly every name.
+            [first, .., last] if first.is_ascii_alphabetic() && last.is_ascii_alphabetic() => name,
+            _ => name.trim_ascii(),
+        };
         // No two have the same length, and nearly every header's name ends here.
         let (field, kind) = match name.len() {
             4 => ("Host", Self::Host),

@@ -1,6 +1,6 @@
 //! What waits for a connection. Pure.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use super::answer::AnswerTo;
@@ -12,21 +12,19 @@ use super::waiting::{REQUESTS_MAX, Waiting};
 pub const ITEM_OVERHEAD: usize = 576;
 
 /// Whose requests share a part of the connections that carry one request: the inner source address, an IPv6 one by its
-/// /64.
+/// /64. As one number, because it is hashed with every request: an IPv4 address as the IPv6 address that it is mapped to, whose
+/// lower half is not zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Source(IpAddr);
+pub(super) struct Source(u128);
 
 impl Source {
     /// The source that `address` belongs to.
     #[must_use]
     pub(super) fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            v4 @ IpAddr::V4(_) => Self(v4),
-            IpAddr::V6(v6) => {
-                let net = v6.to_bits() & !(u128::from(u64::MAX));
-                Self(IpAddr::V6(Ipv6Addr::from_bits(net)))
-            }
-        }
+        Self(match address.to_canonical() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(v6) => v6.to_bits() & !(u128::from(u64::MAX)),
+        })
     }
 }
 

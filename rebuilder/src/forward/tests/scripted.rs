@@ -353,3 +353,82 @@ fn an_address_that_is_added_later_gets_work_when_connections_are_replaced() {
     let ended: u64 = worker.outcomes().iter().map(|&(_, n)| n).sum();
     assert_eq!(worker.of(Delivered2xx), ended);
 }
+
+/// What a server may answer with between ordinary answers, and the status that counts.
+const ANSWERS: [(&str, &[u8], RequestOutcome); 8] = [
+    ("GET", OK, Delivered2xx),
+    (
+        "GET",
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 302 Found\r\nContent-Length: 3\r\n\r\nabc",
+        Delivered3xx,
+    ),
+    ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n", Delivered2xx),
+    ("GET", b"HTTP/1.1 204 No Content\r\n\r\n", Delivered2xx),
+    ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 900\r\n\r\n", Delivered3xx),
+    (
+        "GET",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nf\r\nHTTP/1.1 500 no\r\n3;x=y\r\nabc\r\n0\r\nT: v\r\n\r\n",
+        Delivered2xx,
+    ),
+    ("HEAD", b"HTTP/1.1 503 Busy\r\nTransfer-Encoding: chunked\r\n\r\n", Delivered5xx),
+    ("GET", b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", Delivered4xx),
+];
+
+#[test]
+fn sixteen_at_a_time_each_answer_of_any_kind_is_counted_with_its_request() {
+    // The answers of a batch come together, cut anywhere.
+    let peer = Peer::new(|mut stream, _| {
+        let mut pending = Vec::new();
+        let mut answers = Vec::new();
+        while let Some(request) = read_request(&mut stream, &mut pending) {
+            let number: usize = target(&request)[1..].parse().unwrap();
+            answers.extend_from_slice(ANSWERS[number % ANSWERS.len()].1);
+            let batch_is_over = !pending.windows(4).any(|w| w == b"\r\n\r\n");
+            if batch_is_over {
+                for part in answers.chunks(1 + number % 97) {
+                    if stream.write_all(part).is_err() {
+                        return;
+                    }
+                }
+                answers.clear();
+            }
+        }
+    });
+    let mut worker = Worker::new(peer.address, one_connection(ForwardOptions::default()));
+    for number in 0..400 {
+        let (method, ..) = ANSWERS[number % ANSWERS.len()];
+        let head = format!("{method} /{number} HTTP/1.1\r\nHost: h\r\n\r\n");
+        worker.submit(&captured(head.as_bytes()));
+    }
+    worker.run_idle(10);
+    let of = |outcome| {
+        let kinds = ANSWERS.iter().filter(|answer| answer.2 == outcome);
+        (outcome, 50 * kinds.count() as u64)
+    };
+    assert_eq!(
+        worker.outcomes(),
+        [Delivered2xx, Delivered3xx, Delivered4xx, Delivered5xx].map(of)
+    );
+    assert_eq!(worker.count(Counter::Connects), 1);
+    assert_eq!(worker.count(Counter::Resent), 0);
+}
+
+#[test]
+fn a_close_in_the_middle_of_sixteen_is_charged_to_the_one_it_came_upon() {
+    // Every tenth request is closed upon without a word, wherever in the pipeline it stands.
+    let peer = Peer::new(|stream, _| {
+        answer(stream, |request| {
+            let number: usize = target(request)[1..].parse().unwrap();
+            (number % 10 != 7).then(|| OK.to_vec())
+        });
+    });
+    let mut worker = Worker::new(peer.address, one_connection(short()));
+    for number in 0..100 {
+        worker.submit(&get(&format!("/{number}")));
+    }
+    worker.run_idle(10);
+    assert_eq!(
+        worker.outcomes(),
+        [(Delivered2xx, 90), (RefusedByAnalyser, 10)]
+    );
+}
