@@ -429,10 +429,11 @@ impl Worker {
         while !self.stop.draining.load(Ordering::Acquire) {
             let read = self.read();
             self.count_extracted();
-            let wait = if read == Read::More {
-                Duration::ZERO
-            } else {
-                TICK
+            let wait = match read {
+                Read::More => Duration::ZERO,
+                // The other worker is at it.
+                Read::BackedUp => TICK,
+                Read::Soon | Read::Empty => self.receiver.pause(),
             };
             load.idle(self.forwarder.poll(wait, Instant::now()));
             let now = Instant::now();

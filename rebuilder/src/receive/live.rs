@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::ring::{self, RingOptions, RingReceiver};
 use super::udp::{self, BindError, UdpOptions, UdpReceiver};
@@ -113,6 +114,16 @@ impl Receiver {
         match self {
             Self::Ring(ring) => Ok(ring.drain(budget, f)),
             Self::Socket(socket) => socket.drain(budget, now, f),
+        }
+    }
+
+    /// How long to wait where nothing can be read. A wake-up costs as much as a dozen packets, so neither is read at each
+    /// packet; and a slow link gives a block of a ring no sooner than it is old enough.
+    #[must_use]
+    pub fn pause(&self) -> Duration {
+        match self {
+            Self::Ring(_) => ring::DEFAULT_RETIRE,
+            Self::Socket(_) => Duration::from_millis(1),
         }
     }
 

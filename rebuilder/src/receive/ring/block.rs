@@ -4,6 +4,7 @@
 //! Pure: bytes in, packets out. Nothing here believes the kernel: every offset is checked, each step goes forward, so
 //! that no content makes the walk panic, read elsewhere, or go on for ever.
 
+use crate::receive::sys::bring_near;
 use crate::time::Timestamp;
 
 /// Where `block_status` stands in a block: whose the block is.
@@ -86,6 +87,12 @@ impl Cursor {
             self.at = self.at.saturating_add(step);
         }
         self.left -= 1;
+        // It was written by another core a while ago, so it is far from this one.
+        if self.left > 0
+            && let Some(next) = block.get(self.at..)
+        {
+            bring_near(next);
+        }
         Some(packet)
     }
 }
