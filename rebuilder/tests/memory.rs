@@ -46,7 +46,7 @@ fn held_and_live(midstream: bool, pieces: &[&[u8]]) -> (usize, usize) {
     };
     for n in 0..DIRECTIONS {
         let dir = DirectionId(n as u64);
-        extractor.chunk(dir, &ends, Chunk::Open { midstream }, &mut drop);
+        extractor.chunk(dir, &ends, Chunk::Open { midstream }, &mut |_| {});
         for bytes in pieces {
             let chunk = Chunk::Data {
                 bytes,
@@ -54,7 +54,7 @@ fn held_and_live(midstream: bool, pieces: &[&[u8]]) -> (usize, usize) {
                 segment_start: true,
                 conflict: false,
             };
-            extractor.chunk(dir, &ends, chunk, &mut drop);
+            extractor.chunk(dir, &ends, chunk, &mut |_| {});
         }
     }
     let live = LIVE.load(Ordering::Relaxed) - before;

@@ -101,7 +101,7 @@ impl Drop for Nginx {
 }
 
 /// What we find in a connection of one segment.
-fn found(bytes: &[u8]) -> Vec<Request> {
+fn found(bytes: &[u8]) -> Vec<Request<'static>> {
     let mut extractor = Extractor::new(HttpOptions::default());
     let ends = Endpoints {
         vni: None,
@@ -120,7 +120,9 @@ fn found(bytes: &[u8]) -> Vec<Request> {
         data,
         Chunk::Closed(End::Fin),
     ] {
-        extractor.chunk(DirectionId(1), &ends, chunk, &mut |r| requests.push(r));
+        extractor.chunk(DirectionId(1), &ends, chunk, &mut |r| {
+            requests.push(r.into_owned());
+        });
     }
     requests
 }

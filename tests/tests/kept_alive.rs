@@ -46,7 +46,7 @@ impl Requests {
         Self { extractor, ends }
     }
 
-    fn make(&mut self, target: &str, number: usize) -> Request {
+    fn make(&mut self, target: &str, number: usize) -> Request<'static> {
         let text = format!(
             "GET {target} HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: lab\r\nAccept: */*\r\n\r\n"
         );
@@ -58,8 +58,9 @@ impl Requests {
         };
         let mut made = Vec::new();
         let (dir, ends) = (DirectionId(1), &self.ends);
-        self.extractor
-            .chunk(dir, ends, chunk, &mut |request| made.push(request));
+        self.extractor.chunk(dir, ends, chunk, &mut |request| {
+            made.push(request.into_owned());
+        });
         let mut request = made.pop().unwrap();
         request.origin = client(number);
         // Two hundred load balancers.

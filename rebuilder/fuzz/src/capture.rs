@@ -115,10 +115,10 @@ pub fn capture(data: &[u8]) {
             link: *link,
             data,
         };
-        pipeline.frame(&frame, &mut |request| requests.push(request));
+        pipeline.frame(&frame, &mut |request| requests.push(request.into_owned()));
         assert!(pipeline.held_bytes() <= most_held);
     }
-    pipeline.finish(End::Eof, &mut |request| requests.push(request));
+    pipeline.finish(End::Eof, &mut |request| requests.push(request.into_owned()));
     assert_eq!((pipeline.held_bytes(), pipeline.flows()), (0, 0));
     assert_eq!(pipeline.http_counters().requests, requests.len() as u64);
     requests.iter().for_each(forwarded::check);

@@ -20,7 +20,7 @@ pub(crate) enum Piece {
 
 /// What came of a direction.
 pub(crate) struct Outcome {
-    pub(crate) requests: Vec<Request>,
+    pub(crate) requests: Vec<Request<'static>>,
     pub(crate) counters: HttpCounters,
     pub(crate) interest: Interest,
 }
@@ -71,7 +71,7 @@ pub(crate) fn run(
 ) -> Outcome {
     let mut extractor = Extractor::new(options.clone());
     let mut requests = Vec::new();
-    let mut out = |request| requests.push(request);
+    let mut out = |request: Request<'_>| requests.push(request.into_owned());
     let (dir, ends) = (DirectionId(1), ends());
     extractor.chunk(dir, &ends, Chunk::Open { midstream }, &mut out);
     let mut interest = Interest::Wanted;
@@ -164,7 +164,7 @@ pub(crate) fn assert_found_in(requests: &[Request], runs: &[Vec<u8>]) {
 }
 
 /// All that the bytes decide; time stamps are a matter of the segments.
-fn view(outcome: &Outcome) -> (Vec<Request>, HttpCounters, Interest) {
+fn view(outcome: &Outcome) -> (Vec<Request<'static>>, HttpCounters, Interest) {
     let requests = outcome.requests.iter().map(|request| Request {
         ts: Timestamp(0),
         ..request.clone()

@@ -73,7 +73,7 @@ impl Flow {
 /// The path and what came out of it.
 struct Lab {
     pipeline: Pipeline,
-    requests: Vec<Request>,
+    requests: Vec<Request<'static>>,
     packets: u64,
     now: u64,
     most_held: usize,
@@ -89,9 +89,9 @@ impl Lab {
             data,
         };
         // One packet, one outcome: the type says so. That it is a known one is what the metrics need.
-        let outcome = self
-            .pipeline
-            .frame(&frame, &mut |request| self.requests.push(request));
+        let outcome = self.pipeline.frame(&frame, &mut |request| {
+            self.requests.push(request.into_owned());
+        });
         assert!(!outcome.label().is_empty());
         assert!(self.pipeline.held_bytes() <= self.most_held);
         assert!(self.pipeline.cut_frames() <= self.packets);
@@ -239,7 +239,7 @@ pub fn pipeline(data: &[u8]) {
     }
     let requests = &mut lab.requests;
     lab.pipeline
-        .finish(End::Eof, &mut |request| requests.push(request));
+        .finish(End::Eof, &mut |request| requests.push(request.into_owned()));
     assert_eq!((lab.pipeline.held_bytes(), lab.pipeline.flows()), (0, 0));
     assert_eq!(
         lab.pipeline.http_counters().requests,
@@ -298,7 +298,7 @@ fn script(
             if input.get::<bool>() {
                 let requests = &mut lab.requests;
                 lab.pipeline
-                    .advance(Timestamp(lab.now), &mut |r| requests.push(r));
+                    .advance(Timestamp(lab.now), &mut |r| requests.push(r.into_owned()));
             }
             return;
         }

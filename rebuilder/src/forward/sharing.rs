@@ -107,7 +107,7 @@ pub(super) struct StrictHead {
 
 /// Reads the head once more; `None` when a byte of it is out of RFC 9112's grammar or not where the ranges say.
 fn strict_head(request: &Request) -> Option<StrictHead> {
-    let raw = request.raw.as_slice();
+    let raw = &*request.raw;
     let method = raw.get(request.method.clone())?;
     let target = raw.get(request.target.clone())?;
     if request.method.start != request.line_start

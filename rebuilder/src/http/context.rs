@@ -16,7 +16,7 @@ pub(super) struct Context<'a> {
     /// Bytes by which buffers have grown in this chunk.
     pub(super) grown: usize,
     pub(super) ends: &'a Endpoints,
-    pub(super) out: &'a mut dyn FnMut(Request),
+    pub(super) out: &'a mut dyn FnMut(Request<'_>),
 }
 
 impl Context<'_> {

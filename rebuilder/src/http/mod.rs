@@ -26,6 +26,7 @@ mod search;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::ops::Range;
 
@@ -119,9 +120,10 @@ pub enum OriginSource {
     Xff,
 }
 
-/// One request, as captured.
+/// One request, as captured. One that came whole in a segment lies where the segment lies: whoever keeps it makes a copy of
+/// its own ([`Request::into_owned`]), or writes down what he needs of it.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct Request<'a> {
     /// Capture time of the first-seen copy of its first byte.
     pub ts: Timestamp,
     /// Inner source and destination; the source is the TCP peer.
@@ -133,7 +135,7 @@ pub struct Request {
     /// Everything from the end of the previous request to the end of this one, empty lines before the request line
     /// included (the last 4 KiB of them), a PROXY header excluded; of a truncated one the prefix up to the first missing byte (or the first byte
     /// beyond [`HttpOptions::max_request`]), of one whose chunked coding breaks all that is sound.
-    pub raw: Vec<u8>,
+    pub raw: Cow<'a, [u8]>,
     /// Where the request line begins in `raw`.
     pub line_start: usize,
     /// Where the body begins in `raw`: just behind the empty line.
@@ -159,7 +161,16 @@ pub struct Request {
     pub flags: Flags,
 }
 
-impl Request {
+impl Request<'_> {
+    /// The same, with bytes of its own.
+    #[must_use]
+    pub fn into_owned(self) -> Request<'static> {
+        Request {
+            raw: Cow::Owned(self.raw.into_owned()),
+            ..self
+        }
+    }
+
     /// Bytes of `raw`; empty when the range does not lie within.
     #[must_use]
     pub fn bytes(&self, range: &Range<usize>) -> &[u8] {
@@ -168,7 +179,7 @@ impl Request {
 
     /// The values of all fields of this name, in order, as captured; any case, blanks around the name tolerated as a
     /// lenient server tolerates them.
-    pub fn values<'a>(&'a self, name: &'a str) -> impl DoubleEndedIterator<Item = &'a [u8]> {
+    pub fn values<'b>(&'b self, name: &'b str) -> impl DoubleEndedIterator<Item = &'b [u8]> {
         self.headers
             .iter()
             .filter(|header| {
@@ -189,7 +200,7 @@ impl Request {
 /// Whether a server that gets it as captured closes the connection behind it: `Connection: close`, or HTTP/1.0 without
 /// keep-alive. Under `--hop-by-hop persist` the forward stage rewrites exactly these.
 #[must_use]
-pub fn wants_hop(request: &Request) -> bool {
+pub fn wants_hop(request: &Request<'_>) -> bool {
     request.lists("connection", "close")
         || (request.version < (1, 1) && !request.lists("connection", "keep-alive"))
 }

@@ -1,5 +1,6 @@
 //! A request from its first byte on, until it is handed on.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::body::Rest;
@@ -45,8 +46,15 @@ pub(super) struct Open {
 }
 
 impl Open {
-    /// The request, with the flags that its own bytes decide. `proxied`: whom the PROXY header named.
-    pub(super) fn finish(self, cx: &Context<'_>, rest: &Rest, proxied: Option<IpAddr>) -> Request {
+    /// The request, with the flags that its own bytes decide. `proxied`: whom the PROXY header named. `whole`: its bytes,
+    /// where they came in one piece; else they were collected.
+    pub(super) fn finish<'a>(
+        self,
+        cx: &Context<'_>,
+        whole: Option<&'a [u8]>,
+        rest: &Rest,
+        proxied: Option<IpAddr>,
+    ) -> Request<'a> {
         let Self {
             building,
             line_start,
@@ -55,13 +63,14 @@ impl Open {
             verdict,
         } = self;
         let Building { ts, mut raw, flags } = building;
+        if raw.capacity() - raw.len() > raw.len() / 4 + 64 {
+            raw.shrink_to_fit();
+        }
+        let raw = whole.map_or(Cow::Owned(raw), Cow::Borrowed);
         // It was split once, and its bytes are the same: the default is never taken.
         let head = head
             .or_else(|| split(raw.get(..head_end)?, line_start))
             .unwrap_or_default();
-        if raw.capacity() - raw.len() > raw.len() / 4 + 64 {
-            raw.shrink_to_fit();
-        }
         let (body_len, whole) = match rest {
             Rest::Length(_) => (raw.len().saturating_sub(head_end) as u64, 0),
             Rest::Chunked { coding, .. } => (coding.data(), coding.whole()),

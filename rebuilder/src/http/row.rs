@@ -23,7 +23,7 @@ impl Serialize for Latin1<'_> {
     }
 }
 
-struct Headers<'a>(&'a Request);
+struct Headers<'a>(&'a Request<'a>);
 
 impl Serialize for Headers<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

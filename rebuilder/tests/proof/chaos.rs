@@ -389,7 +389,7 @@ proptest! {
         }));
         let frames = capture(&acts);
         let run = run(&frames, &PipelineOptions::default());
-        let got: Vec<u8> = run.requests.iter().flat_map(|r| r.raw.clone()).collect();
+        let got: Vec<u8> = run.requests.iter().flat_map(|r| r.raw.to_vec()).collect();
         prop_assert_eq!(got.escape_ascii().to_string(), text.escape_ascii().to_string());
         prop_assert_eq!(run.requests.len(), 4);
         let bad = Flags::all() - Flags::DISPUTED - Flags::HOP;

@@ -277,7 +277,7 @@ fn check(honest: &mut [Honest], request: &Request) {
     if let Some(one) = honest.iter_mut().find(|h| h.client == client) {
         let want = one.sent.get(one.got);
         assert!(
-            want == Some(&request.raw),
+            want.map(Vec::as_slice) == Some(&*request.raw),
             "{client}: {:?}",
             request.raw.escape_ascii().to_string()
         );

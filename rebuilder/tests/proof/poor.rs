@@ -114,7 +114,7 @@ fn a_poor_mirror_of_the_corpus_makes_no_request_up() {
         return;
     };
     let options = PipelineOptions::default();
-    let key = |r: &Request| (r.endpoints.src, r.endpoints.dst, r.raw.clone());
+    let key = |r: &Request| (r.endpoints.src, r.endpoints.dst, r.raw.to_vec());
     let mirrors = [
         Poor {
             loss: 5,

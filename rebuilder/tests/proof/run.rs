@@ -14,7 +14,7 @@ use crate::wire::Owned;
 pub(crate) struct Run {
     /// Rows of `inspect --json`, in order.
     pub(crate) rows: Vec<String>,
-    pub(crate) requests: Vec<Request>,
+    pub(crate) requests: Vec<Request<'static>>,
     pub(crate) packets: u64,
     pub(crate) outcomes: BTreeMap<PacketOutcome, u64>,
     pub(crate) stats: Stats,
@@ -28,11 +28,11 @@ pub(crate) fn run(frames: &[Owned], options: &PipelineOptions) -> Run {
     let mut pipeline = Pipeline::new(options.clone());
     let mut requests = Vec::new();
     for frame in frames {
-        let outcome = pipeline.frame(&frame.frame(), &mut |r| requests.push(r));
+        let outcome = pipeline.frame(&frame.frame(), &mut |r| requests.push(r.into_owned()));
         run.packets += 1;
         *run.outcomes.entry(outcome).or_default() += 1;
     }
-    pipeline.finish(End::Eof, &mut |r| requests.push(r));
+    pipeline.finish(End::Eof, &mut |r| requests.push(r.into_owned()));
     run.rows = requests.iter().map(row).collect();
     run.requests = requests;
     run.stats = pipeline.stream_stats();

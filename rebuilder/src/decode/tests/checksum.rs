@@ -308,7 +308,7 @@ fn windows_are_capped_and_the_one_that_is_used_stays() {
     assert!(checksums.admit(false, path(1)));
 }
 
-fn rebuilt(checksum: ChecksumPolicy, frames: &[Vec<u8>]) -> Vec<Request> {
+fn rebuilt(checksum: ChecksumPolicy, frames: &[Vec<u8>]) -> Vec<Request<'static>> {
     let mut options = PipelineOptions::default();
     options.decode.checksum = checksum;
     let mut pipeline = Pipeline::new(options);
@@ -316,9 +316,11 @@ fn rebuilt(checksum: ChecksumPolicy, frames: &[Vec<u8>]) -> Vec<Request> {
     for (n, data) in frames.iter().enumerate() {
         let ts = Timestamp(1_000_000_000 + n as u64 * 1_000_000);
         let link = LinkType::Ethernet;
-        pipeline.frame(&Frame { ts, link, data }, &mut |r| requests.push(r));
+        pipeline.frame(&Frame { ts, link, data }, &mut |r| {
+            requests.push(r.into_owned());
+        });
     }
-    pipeline.finish(End::Eof, &mut |r| requests.push(r));
+    pipeline.finish(End::Eof, &mut |r| requests.push(r.into_owned()));
     requests
 }
 

@@ -22,7 +22,7 @@ use crate::telemetry::{Counter, RequestOutcome, WorkerCounters};
 use crate::time::Timestamp;
 
 /// A request as the HTTP stage gives it, for heads whose lines end in CRLF; everything behind the head is its body.
-fn captured(raw: &[u8]) -> Request {
+fn captured(raw: &[u8]) -> Request<'static> {
     let mut line_start = 0;
     while raw[line_start..].starts_with(b"\r\n") {
         line_start += 2;
@@ -95,7 +95,7 @@ fn captured(raw: &[u8]) -> Request {
     }
 }
 
-fn request_of(raw: Vec<u8>) -> Request {
+fn request_of(raw: Vec<u8>) -> Request<'static> {
     Request {
         ts: Timestamp(0),
         endpoints: Endpoints {
@@ -105,7 +105,7 @@ fn request_of(raw: Vec<u8>) -> Request {
         },
         origin: IpAddr::from([203, 0, 113, 7]),
         origin_from: OriginSource::Peer,
-        raw,
+        raw: raw.into(),
         line_start: 0,
         head_end: 0,
         method: 0..0,
@@ -120,12 +120,12 @@ fn request_of(raw: Vec<u8>) -> Request {
     }
 }
 
-fn get(target: &str) -> Request {
+fn get(target: &str) -> Request<'static> {
     captured(format!("GET {target} HTTP/1.1\r\nHost: shop.example\r\n\r\n").as_bytes())
 }
 
 /// Runs the bytes through the HTTP stage, with the client's address that these tests expect.
-fn extracted(raw: &[u8], end: End) -> Vec<Request> {
+fn extracted(raw: &[u8], end: End) -> Vec<Request<'static>> {
     let mut requests = extracted_with(HttpOptions::default(), raw, end);
     for request in &mut requests {
         request.origin = IpAddr::from([203, 0, 113, 7]);
@@ -134,11 +134,11 @@ fn extracted(raw: &[u8], end: End) -> Vec<Request> {
 }
 
 /// Runs the bytes of one connection through the HTTP stage.
-fn extracted_with(options: HttpOptions, raw: &[u8], end: End) -> Vec<Request> {
+fn extracted_with(options: HttpOptions, raw: &[u8], end: End) -> Vec<Request<'static>> {
     let mut extractor = Extractor::new(options);
     let mut requests = Vec::new();
     let ends = get("/").endpoints;
-    let mut out = |request: Request| requests.push(request);
+    let mut out = |request: Request<'_>| requests.push(request.into_owned());
     let dir = DirectionId(1);
     let open = Chunk::Open { midstream: false };
     extractor.chunk(dir, &ends, open, &mut out);
@@ -155,7 +155,7 @@ fn extracted_with(options: HttpOptions, raw: &[u8], end: End) -> Vec<Request> {
     requests
 }
 
-fn post(target: &str, body: &[u8]) -> Request {
+fn post(target: &str, body: &[u8]) -> Request<'static> {
     let head = format!(
         "POST {target} HTTP/1.1\r\nHost: shop.example\r\nContent-Length: {}\r\n\r\n",
         body.len()
@@ -164,13 +164,13 @@ fn post(target: &str, body: &[u8]) -> Request {
 }
 
 /// A request that goes to quarantine.
-fn disputed(target: &str) -> Request {
+fn disputed(target: &str) -> Request<'static> {
     let mut request = get(target);
     request.flags = Flags::DISPUTED;
     request
 }
 
-fn from(source: [u8; 4], mut request: Request) -> Request {
+fn from(source: [u8; 4], mut request: Request<'static>) -> Request<'static> {
     request.endpoints.src = SocketAddr::from((source, 40000));
     request
 }

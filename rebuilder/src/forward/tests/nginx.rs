@@ -130,7 +130,7 @@ impl Drop for Nginx {
 }
 
 /// The n-th of a mix of requests, and its line in nginx' log.
-fn mixed(n: usize) -> (Request, String) {
+fn mixed(n: usize) -> (Request<'static>, String) {
     let target = format!("/r{n:04}?q=%27");
     match n % 4 {
         0 => (get(&target), format!("GET {target} 200 203.0.113.7 []")),

@@ -125,7 +125,7 @@ fn nothing_follows_a_request_after_which_the_analyser_may_leave_http() {
 }
 
 /// A request behind which nginx closes.
-fn leaving(target: &str) -> Request {
+fn leaving(target: &str) -> Request<'static> {
     captured(format!("GET {target} HTTP/1.1\r\n\r\n").as_bytes())
 }
 
@@ -387,7 +387,7 @@ fn serve(mut stream: TcpStream, script: Script, seen: &Mutex<Seen>) {
 }
 
 /// A request of one of five kinds; the name begins with the kind.
-fn named(kind: u8, number: usize) -> Request {
+fn named(kind: u8, number: usize) -> Request<'static> {
     let raw = match kind {
         0 => format!("GET /name-0-{number} HTTP/1.1\r\nHost: h\r\n\r\n"),
         1 => format!(

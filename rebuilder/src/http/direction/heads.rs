@@ -202,20 +202,29 @@ impl Direction {
                 let used = end.saturating_sub(held);
                 let mut admitted = true;
                 if held == 0 {
-                    // One allocation for what this piece holds of the request. If that is all of it, it is handed on
-                    // at once and not held.
-                    let behind = bytes.len().saturating_sub(used);
                     let body = match verdict.framing {
                         Framing::None => Some(0),
-                        Framing::Length(length) => {
-                            usize::try_from(length).ok().filter(|n| *n <= behind)
-                        }
+                        Framing::Length(length) => usize::try_from(length).ok(),
                         Framing::Chunked => None,
                     };
-                    match body {
-                        Some(body) => building.raw.reserve_exact(used + body),
-                        None => admitted = cx.admit(&mut building.raw, used, used),
+                    let whole = body
+                        .and_then(|body| used.checked_add(body))
+                        .filter(|len| *len <= cx.options.max_request)
+                        .and_then(|len| bytes.get(..len));
+                    if let Some(whole) = whole {
+                        // As most requests come. It is handed on where it lies, and never held.
+                        let open = Open {
+                            building,
+                            line_start,
+                            head_end: end,
+                            head: Some(head),
+                            verdict,
+                        };
+                        let rest = Rest::Length(0);
+                        self.give_bytes(cx, open, Some(whole), &rest, Flags::empty());
+                        return (self.boundary(), whole.len());
                     }
+                    admitted = cx.admit(&mut building.raw, used, used);
                     building
                         .raw
                         .extend_from_slice(bytes.get(..used).unwrap_or_default());

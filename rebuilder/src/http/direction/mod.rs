@@ -297,10 +297,22 @@ impl Direction {
         State::Search { search, seen: 0 }
     }
 
-    /// Hands a request on.
+    /// Hands a request on whose bytes were collected.
     fn give(&mut self, cx: &mut Context<'_>, open: Open, rest: &Rest, how: Flags) {
+        self.give_bytes(cx, open, None, rest, how);
+    }
+
+    /// Hands a request on. `whole`: its bytes, where they came in one piece.
+    fn give_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        open: Open,
+        whole: Option<&[u8]>,
+        rest: &Rest,
+        how: Flags,
+    ) {
         let verdict = open.verdict;
-        let mut request = open.finish(cx, rest, self.proxied);
+        let mut request = open.finish(cx, whole, rest, self.proxied);
         let begins = |from: usize| request.raw.get(from..).unwrap_or_default();
         // Was its body refused, and is this the next request? Framed alike by whoever reads a body.
         let refused =

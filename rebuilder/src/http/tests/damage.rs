@@ -331,7 +331,11 @@ fn a_direction_that_was_never_opened_is_a_running_one() {
 }
 
 /// Feeds `count` directions of their own sources with `pieces` each, and says what came and the most that was held.
-fn crowd(max_held: usize, count: u8, pieces: &[&str]) -> (Vec<Request>, HttpCounters, usize) {
+fn crowd(
+    max_held: usize,
+    count: u8,
+    pieces: &[&str],
+) -> (Vec<Request<'static>>, HttpCounters, usize) {
     let mut extractor = Extractor::new(HttpOptions {
         max_held,
         ..HttpOptions::default()
@@ -355,7 +359,7 @@ fn crowd(max_held: usize, count: u8, pieces: &[&str]) -> (Vec<Request>, HttpCoun
                 conflict: false,
             };
             extractor.chunk(DirectionId(n.into()), &ends(n), chunk, &mut |r| {
-                requests.push(r);
+                requests.push(r.into_owned());
             });
             worst = worst.max(extractor.held_bytes());
         }
@@ -363,7 +367,7 @@ fn crowd(max_held: usize, count: u8, pieces: &[&str]) -> (Vec<Request>, HttpCoun
     for n in 0..count {
         let chunk = Chunk::Closed(End::Fin);
         extractor.chunk(DirectionId(n.into()), &ends(n), chunk, &mut |r| {
-            requests.push(r);
+            requests.push(r.into_owned());
         });
     }
     assert_eq!(extractor.held_bytes(), 0);

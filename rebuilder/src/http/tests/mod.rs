@@ -39,14 +39,14 @@ fn seg(bytes: impl AsRef<[u8]>) -> Event {
 
 /// What came of a direction.
 struct Outcome {
-    requests: Vec<Request>,
+    requests: Vec<Request<'static>>,
     counters: HttpCounters,
     /// After the last event before the end.
     interest: Interest,
 }
 
 impl Outcome {
-    fn only(&self) -> &Request {
+    fn only(&self) -> &Request<'_> {
         assert_eq!(self.requests.len(), 1, "{:?}", self.lines());
         &self.requests[0]
     }
@@ -79,7 +79,7 @@ fn run_with(options: HttpOptions, midstream: bool, events: &[Event], end: End) -
     let cap = options.max_held;
     let mut extractor = Extractor::new(options);
     let mut requests = Vec::new();
-    let mut out = |request| requests.push(request);
+    let mut out = |request: Request<'_>| requests.push(request.into_owned());
     let dir = DirectionId(1);
     let ends = ends();
     extractor.chunk(dir, &ends, Chunk::Open { midstream }, &mut out);

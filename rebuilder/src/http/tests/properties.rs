@@ -141,7 +141,7 @@ fn cuts() -> impl Strategy<Value = Vec<f64>> {
 
 /// All that the bytes decide; the time stamp depends on the segments.
 fn same(a: &Outcome, b: &Outcome) -> Result<(), TestCaseError> {
-    let view = |outcome: &Outcome| -> Vec<Request> {
+    let view = |outcome: &Outcome| -> Vec<Request<'static>> {
         outcome
             .requests
             .iter()
@@ -238,7 +238,7 @@ fn each_stands_in_the_input(requests: &[Request], runs: &[Vec<u8>]) -> bool {
             let rest = &bytes[from..];
             if let Some(at) = rest
                 .windows(request.raw.len())
-                .position(|w| w == request.raw)
+                .position(|w| w == &*request.raw)
             {
                 from += at + request.raw.len();
                 return true;
@@ -371,7 +371,7 @@ proptest! {
         for ((request, sent), at) in outcome.requests.iter().zip(&sent).zip(starts) {
             let there = &present[at..at + sent.raw.len()];
             let whole = there.iter().take_while(|p| **p).count();
-            prop_assert_eq!(&request.raw, &sent.raw[..whole]);
+            prop_assert_eq!(&request.raw[..], &sent.raw[..whole]);
             prop_assert_eq!(request.flags.contains(Flags::TRUNCATED), whole < sent.raw.len());
             prop_assert!((request.flags - Flags::SPOOFED - Flags::TRUNCATED).is_empty());
             skipped += there[whole..].iter().filter(|p| **p).count() as u64;

@@ -237,7 +237,7 @@ fn where_balancers_are_named_nobody_elses_header_names_a_client() {
         let outcome = run_with(options, false, &[seg(format!("{header}{GET}"))], End::Fin);
         let request = outcome.only();
         assert_eq!(
-            (request.raw.as_slice(), request.origin.to_string().as_str()),
+            (request.raw.as_ref(), request.origin.to_string().as_str()),
             (GET.as_bytes(), origin)
         );
     }

@@ -38,7 +38,7 @@ fn syn(seq: u32) -> Vec<u8> {
 }
 
 /// What comes of frames that arrive at these times.
-fn requests(frames: &[(u64, Vec<u8>)]) -> Vec<Request> {
+fn requests(frames: &[(u64, Vec<u8>)]) -> Vec<Request<'static>> {
     let mut pipeline = Pipeline::new(PipelineOptions::default());
     let mut out = Vec::new();
     for (ts, data) in frames {
@@ -47,9 +47,9 @@ fn requests(frames: &[(u64, Vec<u8>)]) -> Vec<Request> {
             link: LinkType::Ethernet,
             data,
         };
-        pipeline.frame(&frame, &mut |r| out.push(r));
+        pipeline.frame(&frame, &mut |r| out.push(r.into_owned()));
     }
-    pipeline.finish(End::Eof, &mut |r| out.push(r));
+    pipeline.finish(End::Eof, &mut |r| out.push(r.into_owned()));
     out
 }
 
@@ -76,7 +76,7 @@ fn options_of_tcp_change_nothing() {
             (2, frame(110, None, &second, &GET[10..])),
         ]);
         assert_eq!(got.len(), 1);
-        assert_eq!((got[0].raw.as_slice(), got[0].flags), (GET, Flags::empty()));
+        assert_eq!((got[0].raw.as_ref(), got[0].flags), (GET, Flags::empty()));
     }
 }
 
@@ -84,7 +84,7 @@ fn options_of_tcp_change_nothing() {
 fn a_request_with_an_urgent_byte_is_ambiguous_and_as_captured() {
     for (urgent, flags) in [(None, Flags::empty()), (Some(5), Flags::AMBIGUOUS)] {
         let got = requests(&[(0, syn(99)), (1, frame(100, urgent, &[], GET))]);
-        assert_eq!((got[0].raw.as_slice(), got[0].flags), (GET, flags));
+        assert_eq!((got[0].raw.as_ref(), got[0].flags), (GET, flags));
     }
 }
 

@@ -9,7 +9,7 @@ use super::*;
 /// The extractor as a sink.
 struct Http {
     extractor: Extractor,
-    requests: Vec<Request>,
+    requests: Vec<Request<'static>>,
 }
 
 impl Sink for Http {
@@ -20,12 +20,12 @@ impl Sink for Http {
     fn chunk(&mut self, dir: DirectionId, ends: &Endpoints, chunk: Chunk<'_>) -> Interest {
         let requests = &mut self.requests;
         self.extractor
-            .chunk(dir, ends, chunk, &mut |r| requests.push(r))
+            .chunk(dir, ends, chunk, &mut |r| requests.push(r.into_owned()))
     }
 }
 
 /// The requests of a client that sends these segments, and what the table counted.
-fn requests(segs: &[Seg]) -> (Vec<Request>, crate::stream::Stats) {
+fn requests(segs: &[Seg]) -> (Vec<Request<'static>>, crate::stream::Stats) {
     let mut streams = Streams::new(StreamOptions::default());
     let mut http = Http {
         extractor: Extractor::new(HttpOptions::default()),

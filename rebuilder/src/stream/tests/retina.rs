@@ -66,7 +66,9 @@ fn a_head_that_is_split_over_segments_is_whole() {
     impl Sink for Http {
         fn chunk(&mut self, dir: DirectionId, ends: &Endpoints, chunk: Chunk<'_>) -> Interest {
             let Self(extractor, requests) = self;
-            extractor.chunk(dir, ends, chunk, &mut |r| requests.push((r.raw, r.flags)))
+            extractor.chunk(dir, ends, chunk, &mut |r| {
+                requests.push((r.raw.into_owned(), r.flags));
+            })
         }
     }
     let raw = b"GET /a/b?c=d HTTP/1.1\r\nHost: example.org\r\nX: y\r\n\r\n";

@@ -9,7 +9,7 @@ const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
 
 struct Http {
     extractor: Extractor,
-    requests: Vec<Request>,
+    requests: Vec<Request<'static>>,
 }
 
 impl Sink for Http {
@@ -20,7 +20,7 @@ impl Sink for Http {
     fn chunk(&mut self, dir: DirectionId, ends: &Endpoints, chunk: Chunk<'_>) -> Interest {
         let requests = &mut self.requests;
         self.extractor
-            .chunk(dir, ends, chunk, &mut |r| requests.push(r))
+            .chunk(dir, ends, chunk, &mut |r| requests.push(r.into_owned()))
     }
 }
 

@@ -27,7 +27,11 @@ impl Sink for Http {
     fn chunk(&mut self, dir: DirectionId, ends: &Endpoints, chunk: Chunk<'_>) -> Interest {
         let requests = &mut self.requests;
         self.extractor.chunk(dir, ends, chunk, &mut |r| {
-            requests.push((r.endpoints.src, r.raw, r.flags.names().collect()));
+            requests.push((
+                r.endpoints.src,
+                r.raw.into_owned(),
+                r.flags.names().collect(),
+            ));
         })
     }
 }

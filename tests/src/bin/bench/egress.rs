@@ -136,7 +136,7 @@ pub(crate) fn run() -> anyhow::Result<Vec<Row>> {
 }
 
 /// [`REQUEST`] as the rebuilder reads it from a connection.
-fn captured() -> anyhow::Result<Request> {
+fn captured() -> anyhow::Result<Request<'static>> {
     let mut extractor = Extractor::new(HttpOptions::default());
     let mut requests = Vec::new();
     let ends = Endpoints {
@@ -154,7 +154,7 @@ fn captured() -> anyhow::Result<Request> {
         },
     ] {
         extractor.chunk(DirectionId(1), &ends, chunk, &mut |request| {
-            requests.push(request);
+            requests.push(request.into_owned());
         });
     }
     requests
