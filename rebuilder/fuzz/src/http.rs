@@ -276,7 +276,7 @@ fn assert_one_line(request: &Request) {
 fn account(data: &[u8], outcome: &Outcome) {
     let given: u64 = outcome.requests.iter().map(|r| r.raw.len() as u64).sum();
     let all = data.len() as u64;
-    if !matches!(outcome.interest, Interest::Opaque(_)) && outcome.counters.proxy_headers == 0 {
+    if outcome.interest == Interest::Wanted && outcome.counters.proxy_headers == 0 {
         assert_eq!(
             given + outcome.counters.skipped_bytes,
             all,

@@ -173,12 +173,12 @@ impl Direction {
             Some(found) => (found.used, found.line.len() as u64),
             None => (bytes.len(), search.pending()),
         };
-        cx.counters.skipped_bytes += (before + taken as u64).saturating_sub(kept);
+        self.pass_over(cx, (before + taken as u64).saturating_sub(kept));
         if let Some(found) = found {
             if max == 0 {
                 // There is no room to hold it.
                 cx.counters.shed_heads += 1;
-                cx.counters.skipped_bytes += kept;
+                self.pass_over(cx, kept);
                 let seen = seen.saturating_add(taken as u64);
                 return (State::Search { search, seen }, taken);
             }

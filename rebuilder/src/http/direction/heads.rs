@@ -80,7 +80,7 @@ impl Direction {
             if self.midstream && !self.spoke_http {
                 // The first bytes that were seen, but perhaps of a body.
                 self.presumed = Some(PacketOutcome::Http2);
-                cx.counters.skipped_bytes += PREFACE.len() as u64;
+                self.pass_over(cx, PREFACE.len() as u64);
                 let seen = PREFACE.len() as u64;
                 let search = Search::default();
                 return (State::Search { search, seen }, agreeing);

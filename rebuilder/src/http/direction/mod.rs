@@ -64,6 +64,8 @@ pub(super) struct Direction {
     /// What a direction without a request looks like where its beginning is not known. Whoever sends a body decides how its
     /// segments begin, so it is searched all the same.
     presumed: Option<PacketOutcome>,
+    /// Bytes that were passed over meanwhile. They count once a request comes all the same.
+    passed: u64,
     /// Something before may be framed differently by another reader, so everything behind may be, too.
     disputed: bool,
     /// Who the PROXY header named.
@@ -90,6 +92,7 @@ impl Direction {
             lost: false,
             spoke_http: false,
             presumed: None,
+            passed: 0,
             disputed: false,
             proxied: None,
             after: After::Request,
@@ -194,7 +197,7 @@ impl Direction {
                 self.pass_gap(cx, rest, len)
             }
             State::Search { mut search, seen } => {
-                cx.counters.skipped_bytes += search.pending();
+                self.pass_over(cx, search.pending());
                 search.reset();
                 State::Search { search, seen }
             }
@@ -223,7 +226,7 @@ impl Direction {
                 self.give(cx, open, &rest, how);
             }
             State::Skip(rest) => cx.counters.skipped_bytes += rest.doubtful() as u64,
-            State::Search { search, .. } => cx.counters.skipped_bytes += search.pending(),
+            State::Search { search, .. } => self.pass_over(cx, search.pending()),
             State::Preface(_) | State::Opaque(_) => {}
         }
         Interest::Wanted
@@ -247,12 +250,22 @@ impl Direction {
                 State::Skip(rest)
             }
             State::Search { search, seen } => {
-                cx.counters.skipped_bytes += search.pending();
+                self.pass_over(cx, search.pending());
                 let search = Search::default();
                 State::Search { search, seen }
             }
             State::Opaque(outcome) => State::Opaque(outcome),
         };
+    }
+
+    /// Notes bytes that stand in no request. Those of a direction that looks like something else wait until a request
+    /// comes: as a rule it is something else, its packets have that outcome, and they were nobody's request.
+    fn pass_over(&mut self, cx: &mut Context<'_>, bytes: u64) {
+        if self.presumed.is_some() {
+            self.passed += bytes;
+        } else {
+            cx.counters.skipped_bytes += bytes;
+        }
     }
 
     fn interest(&self) -> Interest {
@@ -329,6 +342,7 @@ impl Direction {
         self.disputed |= verdict.closes;
         self.spoke_http = true;
         self.presumed = None;
+        cx.counters.skipped_bytes += mem::take(&mut self.passed);
         self.after = if verdict.connect {
             After::Connect
         } else if verdict.upgrade {

@@ -197,11 +197,14 @@ fn what_looks_like_an_answer_tls_or_http_2_in_a_running_connection_hides_no_requ
         let mut events: Vec<Event> = segments.iter().map(seg).collect();
         let seen = midstream(&events);
         assert_eq!(seen.interest, Interest::Presumed(presumed));
-        let bytes: usize = segments.iter().map(|s| s.len()).sum();
-        assert_eq!(seen.counters.skipped_bytes, bytes as u64);
+        // What was passed over counts only once it is known that requests are there.
+        assert_eq!(seen.counters.skipped_bytes, 0);
         events.extend([seg(NEXT), seg("HTTP/1.1 200 OK\r\n\r\n"), seg(NEXT)]);
         let found = midstream(&events);
         assert_eq!(found.lines(), ["GET /next"; 2]);
+        let answer = "HTTP/1.1 200 OK\r\n\r\n".len();
+        let passed: usize = segments.iter().map(|s| s.len()).sum();
+        assert_eq!(found.counters.skipped_bytes, (passed + answer) as u64);
         assert_eq!(found.flags()[0], Flags::MIDSTREAM);
         assert_eq!(found.interest, Interest::Wanted);
     }
