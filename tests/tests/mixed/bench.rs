@@ -88,9 +88,27 @@ fn both_ways(id: &str, eni: &str, packet_length: Option<u32>) -> Session {
     session
 }
 
+/// What the rebuilder waits for the beginning of a connection (DESIGN §2 rule 1), the shortest of its times. A frame that
+/// the relay has held for longer is no reordered one but a lost one, and the relay's books do not know it.
+const LONGEST_FAIR: Duration = Duration::from_millis(50);
+
+/// One run; another one where this machine has stalled the relay for longer than a frame may be late. Only the relay's own
+/// clock decides that, never what came of it.
+pub(crate) fn run(settings: Settings, load: Load) -> Outcome {
+    for _ in 0..2 {
+        let outcome = attempt(settings, load);
+        let held = outcome.counts.held_longest;
+        if held < LONGEST_FAIR {
+            return outcome;
+        }
+        println!("the relay was stalled for {held:?}: once more");
+    }
+    attempt(settings, load)
+}
+
 /// Two instances, of which the client reaches the first with segments of 1,500 bytes only and the second with jumbo
 /// ones; both are mirrored, the second in both directions.
-pub(crate) fn run(settings: Settings, load: Load) -> Outcome {
+fn attempt(settings: Settings, load: Load) -> Outcome {
     let (plane, mut relay) = DataPlane::perturbed(Options { mtu: JUMBO }, settings).unwrap();
     let analyser = Verbatim::start(&plane.analyser, 80).unwrap();
     let rebuilder = plane.rebuild(80, &[]).unwrap();
