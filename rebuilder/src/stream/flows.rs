@@ -11,11 +11,11 @@ use super::flow::{Flow, Name};
 use super::offset::index;
 use crate::budget::{Budget, Source};
 
-/// What a flow costs beside its directions, the stages behind included: its slot (208 bytes), its share of the index, of
+/// What a flow costs beside its directions, the stages behind included: its slot (216 bytes), its share of the index, of
 /// the timers, and of what is known of its owner, each in a table that may be less than half full.
 pub(super) const FLOW_BYTES: usize = 576;
 /// What each generation of a direction costs, the extractor's state for it included (half-full tables again).
-pub(super) const DIRECTION_BYTES: usize = 800;
+pub(super) const DIRECTION_BYTES: usize = 832;
 /// A flow moves up in the order of silence no more often than this: packets come by the microsecond, and each move
 /// touches four other flows.
 const RELINK: Duration = Duration::from_secs(1);
@@ -71,7 +71,7 @@ struct Cost {
 
 /// Where a flow is. The table of these is small enough to stay near the processor, and as a rule nothing else must be
 /// looked at to find the slot.
-struct Entry {
+pub(super) struct Entry {
     /// Bits of the hash that the table itself does not look at.
     tag: u32,
     slot: u32,
