@@ -1,6 +1,8 @@
 //! `rebuilder run`: one worker thread a core, each with its own socket, flow table and analyser connections, sharing
 //! nothing. Everything slow (health, metrics, name resolution, signals) runs beside them.
 
+mod watch;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
@@ -15,8 +17,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tracing::{error, info, warn};
 
+use self::watch::AnalyserWatch;
 use crate::decode::Segment;
-use crate::forward::{Addresses, ForwardError, ForwardOptions, Forwarder, Target};
+use crate::forward::{ForwardError, ForwardOptions, Forwarder};
 use crate::handover::Handover;
 use crate::http::{Cidr, Flags, Request, is_health_check};
 use crate::pipeline::{Pipeline, PipelineOptions};
@@ -34,12 +37,6 @@ use crate::time::Timestamp;
 /// How long a worker sleeps when nothing waits. A wake-up costs as much as a dozen packets, so the ring or socket is
 /// drained on a timer instead of at each packet.
 const TICK: Duration = Duration::from_millis(1);
-
-/// How often the analyser is looked at; also how soon a name that did not resolve is tried again.
-const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-
-/// How often the analyser's name is resolved: load balancers move.
-const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How often the figures of the stages go to the metrics: a system call for the kernel's drops, so not at each turn.
 const PUBLISH_INTERVAL: Duration = Duration::from_millis(100);
@@ -296,85 +293,6 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
         "ended"
     );
     failed.map_or(Ok(()), |index| Err(RunError::Worker(index)))
-}
-
-/// Resolves the analyser's name again and again, and says once when it goes away and once when it is back. On a thread
-/// of its own, because a resolver may block for seconds.
-struct AnalyserWatch {
-    target: Target,
-    addresses: Arc<Addresses>,
-    metrics: Arc<Metrics>,
-    queue_bytes: usize,
-    failures: u64,
-    away: bool,
-    unresolved: bool,
-}
-
-impl AnalyserWatch {
-    fn new(options: &ForwardOptions, metrics: Arc<Metrics>) -> Self {
-        Self {
-            target: options.target.clone(),
-            addresses: Arc::clone(&options.addresses),
-            metrics,
-            queue_bytes: options.queue_bytes,
-            failures: 0,
-            away: false,
-            unresolved: false,
-        }
-    }
-
-    /// Until the other end of `stopped` is dropped.
-    fn run(mut self, stopped: &mpsc::Receiver<()>) {
-        let mut resolve_at = Instant::now();
-        loop {
-            let now = Instant::now();
-            if now >= resolve_at {
-                resolve_at = now + self.resolve();
-            }
-            self.look();
-            match stopped.recv_timeout(WATCH_INTERVAL) {
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-                _ => return,
-            }
-        }
-    }
-
-    /// When to resolve next. A name that stops resolving keeps its last addresses.
-    fn resolve(&mut self) -> Duration {
-        match self.target.resolve() {
-            Ok(list) => {
-                self.addresses.set(list);
-                if std::mem::take(&mut self.unresolved) {
-                    info!("--forward {}: the name resolves again", self.target);
-                }
-                RESOLVE_INTERVAL
-            }
-            Err(e) => {
-                if !std::mem::replace(&mut self.unresolved, true) {
-                    warn!("{e}; trying again every second");
-                }
-                WATCH_INTERVAL
-            }
-        }
-    }
-
-    fn look(&mut self) {
-        let totals = self.metrics.totals();
-        let failures = totals.counter(Counter::ConnectFailures);
-        let connected = totals.gauge(Gauge::Connections) > 0;
-        if failures > self.failures && !connected && !self.away {
-            self.away = true;
-            warn!(
-                "--forward {}: the analyser does not accept connections; requests wait up to {} bytes a worker, then \
-                 the oldest are counted queue_full: start it, or check the URL and its security group",
-                self.target, self.queue_bytes
-            );
-        } else if connected && self.away {
-            self.away = false;
-            info!("--forward {}: the analyser is back", self.target);
-        }
-        self.failures = failures;
-    }
 }
 
 /// What the workers are told.
