@@ -7,6 +7,7 @@ use mirror::answer::AttachAnswer;
 use mirror::attach::{self, AttachError, Queued};
 use mirror::converge::Run;
 use mirror::emf;
+use mirror::memory::Memory;
 use mirror::pace::Pacer;
 use mirror::settings::{Settings, SettingsError};
 use serde::Deserialize;
@@ -14,10 +15,6 @@ use serde_json::Value;
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// Of all changes, what one of the two pollers of the queue may make.
-const SHARE: f64 = 0.25;
-/// Changes that need not wait after a rest.
-const BURST: u32 = 5;
 /// Kept back of an invocation's time for its answer.
 const RESERVE: Duration = Duration::from_secs(5);
 
@@ -26,6 +23,7 @@ struct Function {
     /// An error here answers each invocation: a function that ends at its start would be started again for ever.
     settings: Result<Settings, SettingsError>,
     pacer: Mutex<Pacer>,
+    memory: Memory,
 }
 
 /// What invokes this function: the queue's mapping, or somebody with one event.
@@ -43,6 +41,7 @@ async fn handle(function: &Function, event: LambdaEvent<Inbound>) -> Result<Atta
         ports: &function.cloud,
         settings,
         pacer: &function.pacer,
+        memory: &function.memory,
         deadline,
     };
     let answer = match event.payload {
@@ -75,16 +74,17 @@ fn report(settings: &Settings, answer: &AttachAnswer) {
     for failed in &answer.answer.failed {
         tracing::warn!(eni = %failed.eni, "{}", failed.error);
     }
-    println!(
-        "{}",
-        emf::line(
-            &settings.stack,
-            "attach",
-            cloud::epoch_ms(),
-            &answer.answer,
-            &figures
-        )
+    let lines = emf::lines(
+        &settings.stack,
+        "attach",
+        cloud::epoch_ms(),
+        &answer.answer,
+        &figures,
+        &answer.latencies,
     );
+    for line in lines {
+        println!("{line}");
+    }
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -92,11 +92,12 @@ async fn main() -> Result<(), Error> {
     cloud::init_logs();
     let settings = Settings::read(cloud::env);
     let rate = settings.as_ref().map_or(1.0, |s| s.mutations_per_second);
-    let pacer = Mutex::new(Pacer::new(rate * SHARE, BURST));
+    let pacer = Mutex::new(Pacer::for_poller(rate));
     let function: &'static Function = Box::leak(Box::new(Function {
         cloud: Cloud::from_env().await,
         settings,
         pacer,
+        memory: Memory::default(),
     }));
     run(service_fn(move |event| handle(function, event))).await
 }

@@ -7,7 +7,7 @@ use aws_sdk_ec2::types::{
 };
 use mirror::error::ApiError;
 use mirror::id::{EniId, FilterId, InstanceId, SessionId, SessionNumber, StackArn, TargetId};
-use mirror::interface::{Instance, InstanceState, Interface, InterfaceStatus, Tags};
+use mirror::interface::{Instance, InstanceState, Interface, InterfaceStatus, Tags, Ties};
 use mirror::plan::Session;
 use mirror::ports::{InstanceQuery, InterfaceQuery, Inventory, SessionQuery};
 use std::net::IpAddr;
@@ -194,6 +194,7 @@ fn interface(i: &NetworkInterface) -> Option<Interface> {
             .and_then(|a| a.instance_id())
             .map(InstanceId::new),
         instance: None,
+        ties: Ties::default(),
     })
 }
 

@@ -19,6 +19,7 @@
 //! | `MIRRORFLEET_OWN_SECURITY_GROUPS` | security groups of rebuilders, load balancers and nodes, by comma | none |
 //! | `MIRRORFLEET_ANALYZER_URL` | `AnalyzerUrl` | none |
 //! | `MIRRORFLEET_SESSION_HOUR_USD` | price of a session-hour, for the dry run | 0.015 |
+//! | `MIRRORFLEET_SESSION_HEADROOM` | how many of the account's 10,000 sessions stay free for others | 100 |
 //!
 //! `AWS_ENDPOINT_URL` (and `AWS_ENDPOINT_URL_EC2`, `AWS_ENDPOINT_URL_LAMBDA`) are honoured; `RUST_LOG` sets the log's
 //! filter (default `info`).
@@ -114,6 +115,10 @@ impl Cloud {
 impl Clock for Cloud {
     fn now(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    fn since_epoch(&self) -> Option<Duration> {
+        SystemTime::now().duration_since(UNIX_EPOCH).ok()
     }
 
     async fn sleep(&self, time: Duration) {

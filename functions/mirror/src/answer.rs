@@ -1,7 +1,9 @@
 //! What the functions answer: JSON, by DESIGN §5.
 
+use crate::error::ErrorClass;
 use crate::id::{EniId, SessionId, SessionNumber};
 use serde::Serialize;
+use std::time::Duration;
 
 /// Why a selected interface has no session, or why an interface is or is not mirrored. Closed list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -9,6 +11,8 @@ use serde::Serialize;
 pub enum SkipReason {
     /// `Mirroring` is `off`.
     MirroringOff,
+    /// The stack is being deleted: nothing is made any more.
+    StackLeaving,
     /// Attached to nothing.
     NotAttached,
     /// It, or its instance, is just passing from one state to another; an event or the sweep comes back to it.
@@ -21,6 +25,12 @@ pub enum SkipReason {
     InterfaceType,
     /// Made by an AWS service whose interfaces cannot be mirrored.
     RequesterManaged,
+    /// Belongs to a load balancer that no `elb:app/…` or `elb:classic/…` names.
+    LoadBalancer,
+    /// Is itself the target of someone's mirror sessions.
+    MirrorTarget,
+    /// AWS refused it for what it is, not long ago, and it has not changed since.
+    Refused,
     /// Has no IPv4 address: interfaces in IPv6-only subnets cannot be mirrored.
     Ipv6Only,
     /// Belongs to this stack: rebuilders, load balancers, analyser nodes.
@@ -34,7 +44,7 @@ pub enum SkipReason {
     InterfaceFull,
     /// No session number is free at or above `SessionNumberBase`.
     NoFreeNumber,
-    /// The account has no session left.
+    /// The account has no session left, or none but those that stay free for others.
     AccountQuota,
     /// It was gone when its session was to be made.
     InterfaceGone,
@@ -43,15 +53,27 @@ pub enum SkipReason {
 }
 
 impl SkipReason {
+    /// Its name in answers and metrics.
+    pub fn name(self) -> String {
+        serde_json::to_value(self)
+            .ok()
+            .and_then(|v| v.as_str().map(str::to_owned))
+            .unwrap_or_default()
+    }
+
     /// All of them.
-    pub const ALL: [SkipReason; 16] = [
+    pub const ALL: [SkipReason; 20] = [
         Self::MirroringOff,
+        Self::StackLeaving,
         Self::NotAttached,
         Self::Changing,
         Self::InstanceStopped,
         Self::InstanceUnknown,
         Self::InterfaceType,
         Self::RequesterManaged,
+        Self::LoadBalancer,
+        Self::MirrorTarget,
+        Self::Refused,
         Self::Ipv6Only,
         Self::OwnInterface,
         Self::AnalyzerInterface,
@@ -69,6 +91,7 @@ impl SkipReason {
             Self::MirroringOff => {
                 "the stack's parameter Mirroring is off; set it to on to mirror again"
             }
+            Self::StackLeaving => "the stack is being deleted, so nothing is mirrored any more",
             Self::NotAttached => "it is attached to nothing, and a session would cost all the same",
             Self::Changing => {
                 "it or its instance is just changing state; the next event or sweep looks again"
@@ -82,6 +105,15 @@ impl SkipReason {
             Self::InterfaceType => "only interfaces of type `interface` can be mirrored",
             Self::RequesterManaged => {
                 "it belongs to an AWS service whose interfaces cannot be mirrored"
+            }
+            Self::LoadBalancer => {
+                "it belongs to a load balancer; only `elb:app/NAME` or `elb:classic/NAME` in Selection selects such"
+            }
+            Self::MirrorTarget => {
+                "it is the target of mirror sessions itself, and such cannot be mirrored"
+            }
+            Self::Refused => {
+                "AWS refused to mirror it for what it is; it is tried again when it changes, or after six hours"
             }
             Self::Ipv6Only => {
                 "it has no IPv4 address, and interfaces in IPv6-only subnets cannot be mirrored"
@@ -100,7 +132,9 @@ impl SkipReason {
             Self::NoFreeNumber => {
                 "no session number is free at or above SessionNumberBase; lower the parameter"
             }
-            Self::AccountQuota => "the account's 10,000 sessions are used up in this region",
+            Self::AccountQuota => {
+                "the account's 10,000 sessions in this region are used up, but for those that are left free for others"
+            }
             Self::InterfaceGone => "it was gone before its session could be made",
             Self::LeftToSweep => {
                 "this run had no time left at the pace of MutationsPerSecond; the next sweep goes on"
@@ -136,6 +170,9 @@ pub struct Failed {
     pub eni: EniId,
     /// The service's code and message.
     pub error: String,
+    /// What kind of error it is; for metrics, not in the answer.
+    #[serde(skip)]
+    pub class: ErrorClass,
 }
 
 /// What a run did.
@@ -174,6 +211,9 @@ pub struct AttachAnswer {
     pub ignored: usize,
     /// Bodies that are no events.
     pub malformed: usize,
+    /// Of each session made: how long after its event, as far as both times are known. For metrics, not in the answer.
+    #[serde(skip)]
+    pub latencies: Vec<Duration>,
     /// Messages to deliver again, or to put aside; null when a bare event was handled.
     #[serde(rename = "batchItemFailures", skip_serializing_if = "Option::is_none")]
     pub batch_item_failures: Option<Vec<BatchItemFailure>>,
@@ -213,6 +253,7 @@ mod tests {
                 failed: vec![Failed {
                     eni: EniId::new("eni-3"),
                     error: "Odd: no".to_owned(),
+                    class: ErrorClass::Unknown,
                 }],
                 ..Answer::default()
             },
@@ -234,6 +275,16 @@ mod tests {
                 "batchItemFailures": [{"itemIdentifier": "m-1"}],
             })
         );
+    }
+
+    #[test]
+    fn the_readme_tells_each_reason_in_the_same_words() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+        let readme = std::fs::read_to_string(path).unwrap();
+        for reason in SkipReason::ALL {
+            let row = format!("| `{}` | {} |", reason.name(), reason.text());
+            assert!(readme.contains(&row), "README.md lacks: {row}");
+        }
     }
 
     #[test]

@@ -1,16 +1,26 @@
 //! Events name instances or interfaces; what they miss is made.
+//!
+//! What an event says is not believed but looked up, so one that comes late, twice, out of order or for something gone
+//! does no harm: what is looked up is what is. Two kinds cannot be looked up, because what they name is gone
+//! ([`event::Lost`]): they make the run look at everything, as a sweep does, unless it was this stack itself that removed
+//! the session.
 
-use crate::answer::{AttachAnswer, BatchItemFailure};
+use crate::answer::{AttachAnswer, BatchItemFailure, SkipReason};
 use crate::converge::{Outcome, Run};
 use crate::error::ApiError;
-use crate::event::{self, Event, Hint};
+use crate::event::{self, Event, Hint, Lost};
 use crate::id::{EniId, InstanceId};
-use crate::interface::Interface;
-use crate::plan::{Desired, Limits, Plan, SESSIONS_PER_INTERFACE, Session, plan};
-use crate::ports::{InstanceQuery, InterfaceQuery, Inventory, Ports, SessionQuery};
-use crate::verdict::{AnalyzerAt, desire, locate_analyzer};
+use crate::ports::Ports;
+use crate::settings::Settings;
+use crate::survey;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How long something that an event tells of may be invisible: EC2 is eventually consistent. A message whose object is
+/// not there yet comes again, once, because the queue's visibility time is longer than this; then the object counts as
+/// gone, and the message is done with. So waiting for visibility never fills the dead-letter queue.
+const VISIBLE_WITHIN: Duration = Duration::from_secs(120);
 
 /// Why a bare event, or a whole batch, could not be handled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,9 +47,12 @@ pub struct Queued {
 /// Nothing is an error of the whole: a message that is malformed, or whose work may succeed when it comes again, stands
 /// in `batchItemFailures`; all others are done with.
 pub async fn batch<P: Ports>(run: &Run<'_, P>, queued: &[Queued]) -> AttachAnswer {
-    let events: Vec<Event> = queued.iter().map(|q| event::parse_text(&q.body)).collect();
+    let events: Vec<Event> = queued
+        .iter()
+        .map(|q| relevant(event::parse_text(&q.body), run.settings))
+        .collect();
     let (outcome, failed) = work(run, &events).await;
-    let mut answer = counted(&events, outcome.answer);
+    let mut answer = counted(&events, outcome);
     let failures = queued.iter().zip(failed).filter(|(_, failed)| *failed);
     answer.batch_item_failures = Some(
         failures
@@ -59,7 +72,7 @@ pub async fn bare<P: Ports>(
     run: &Run<'_, P>,
     payload: &Value,
 ) -> Result<AttachAnswer, AttachError> {
-    let events = [event::parse(payload)];
+    let events = [relevant(event::parse(payload), run.settings)];
     if let [Event::Malformed(why)] = &events {
         return Err(AttachError::Malformed(why.clone()));
     }
@@ -70,23 +83,30 @@ pub async fn bare<P: Ports>(
             .failed
             .iter()
             .map(|f| format!("{}: {}", f.eni, f.error));
-        let first = errors
-            .chain(
-                outcome
-                    .described
-                    .into_iter()
-                    .map(|e| format!("describe: {e}")),
-            )
-            .next();
-        return Err(AttachError::Api(first.unwrap_or_default()));
+        let described = outcome.described.iter().map(|e| format!("describe: {e}"));
+        let first = errors.chain(described).next().unwrap_or_else(|| {
+            "what the event names is not visible yet; send it again in a minute".to_owned()
+        });
+        return Err(AttachError::Api(first));
     }
-    Ok(counted(&events, outcome.answer))
+    Ok(counted(&events, outcome))
 }
 
-fn counted(events: &[Event], answer: crate::answer::Answer) -> AttachAnswer {
+/// What this stack removed itself is no news.
+fn relevant(event: Event, settings: &Settings) -> Event {
+    match event {
+        Event::Hint(hint) if matches!(&hint.lost, Some(Lost::Session { by }) if settings.is_own_role(by)) => {
+            Event::Ignored("a session that this stack removed itself".to_owned())
+        }
+        other => other,
+    }
+}
+
+fn counted(events: &[Event], worked: Worked) -> AttachAnswer {
     let count = |is: fn(&Event) -> bool| events.iter().filter(|e| is(e)).count();
     AttachAnswer {
-        answer,
+        answer: worked.answer,
+        latencies: worked.latencies,
         ignored: count(|e| matches!(e, Event::Ignored(_))),
         malformed: count(|e| matches!(e, Event::Malformed(_))),
         batch_item_failures: None,
@@ -99,43 +119,37 @@ struct Worked {
     answer: crate::answer::Answer,
     /// Why nothing could be looked up.
     described: Option<ApiError>,
+    latencies: Vec<Duration>,
 }
 
 /// Does the work of all messages at once; says of each whether it has to come again.
 async fn work<P: Ports>(run: &Run<'_, P>, events: &[Event]) -> (Worked, Vec<bool>) {
-    let hints = events.iter().filter_map(|event| match event {
-        Event::Hint(hint) => Some(hint),
-        _ => None,
-    });
-    let mut wanted = Hint::default();
-    for hint in hints {
-        wanted.instances.extend(hint.instances.iter().cloned());
-        wanted.enis.extend(hint.enis.iter().cloned());
+    let hints: Vec<&Hint> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Hint(hint) => Some(hint),
+            _ => None,
+        })
+        .collect();
+    if hints.is_empty() {
+        let malformed = |e: &Event| matches!(e, Event::Malformed(_));
+        return (Worked::default(), events.iter().map(malformed).collect());
     }
     let mut worked = Worked::default();
-    let mut retryable = BTreeSet::new();
-    let mut at: BTreeMap<EniId, Option<InstanceId>> = BTreeMap::new();
-    if wanted != Hint::default() {
-        match converge(run, &wanted).await {
-            Ok((outcome, interfaces)) => {
-                worked.answer = outcome.answer;
-                retryable = outcome.retryable;
-                at = interfaces;
-            }
-            Err(error) => worked.described = Some(error),
+    let mut seen = Seen::default();
+    match converge(run, &hints).await {
+        Ok((outcome, at)) => {
+            worked.latencies = latencies(&hints, &outcome, &at);
+            seen = Seen::of(&outcome, at);
+            worked.answer = outcome.answer;
         }
+        Err(error) => worked.described = Some(error),
     }
-    let comes_again = |hint: &Hint| {
-        worked.described.is_some()
-            || retryable.iter().any(|eni| {
-                let instance = at.get(eni).and_then(Option::as_ref);
-                hint.enis.contains(eni) || instance.is_some_and(|i| hint.instances.contains(i))
-            })
-    };
+    let now = run.ports.since_epoch();
     let failed = events
         .iter()
         .map(|event| match event {
-            Event::Hint(hint) => comes_again(hint),
+            Event::Hint(hint) => worked.described.is_some() || seen.comes_again(hint, now),
             Event::Ignored(_) => false,
             Event::Malformed(_) => true,
         })
@@ -143,101 +157,108 @@ async fn work<P: Ports>(run: &Run<'_, P>, events: &[Event]) -> (Worked, Vec<bool
     (worked, failed)
 }
 
+/// What a run saw of the interfaces that events named.
+#[derive(Default)]
+struct Seen {
+    /// The interfaces, and the instances that they are attached to.
+    at: BTreeMap<EniId, Option<InstanceId>>,
+    instances: BTreeSet<InstanceId>,
+    /// Another try, later, may succeed.
+    retryable: BTreeSet<EniId>,
+    /// Described here and unknown there: gone, or not visible everywhere yet.
+    unseen: BTreeSet<EniId>,
+}
+
+impl Seen {
+    fn of(outcome: &Outcome, at: BTreeMap<EniId, Option<InstanceId>>) -> Self {
+        let blind = outcome.answer.skipped.iter();
+        let blind = blind.filter(|s| s.reason == SkipReason::InstanceUnknown);
+        Self {
+            instances: at.values().flatten().cloned().collect(),
+            retryable: outcome.retryable.clone(),
+            unseen: outcome
+                .unseen
+                .iter()
+                .chain(blind.map(|s| &s.eni))
+                .cloned()
+                .collect(),
+            at,
+        }
+    }
+
+    /// Whether the message of `hint` has to come again. `now`: since 1970.
+    fn comes_again(&self, hint: &Hint, now: Option<Duration>) -> bool {
+        let names = |eni: &EniId| {
+            let instance = self.at.get(eni).and_then(Option::as_ref);
+            hint.enis.contains(eni) || instance.is_some_and(|i| hint.instances.contains(i))
+        };
+        if self.retryable.iter().any(names) {
+            return true;
+        }
+        let fresh = hint.appears
+            && now
+                .zip(hint.at)
+                .is_some_and(|(now, at)| now.saturating_sub(at) < VISIBLE_WITHIN);
+        fresh
+            && (self.unseen.iter().any(names)
+                || hint.instances.iter().any(|i| !self.instances.contains(i))
+                || hint.enis.iter().any(|e| !self.at.contains_key(e)))
+    }
+}
+
 /// Looks the named objects up and converges their interfaces. Gives those interfaces too, with their instances.
 async fn converge<P: Ports>(
     run: &Run<'_, P>,
-    wanted: &Hint,
+    hints: &[&Hint],
 ) -> Result<(Outcome, BTreeMap<EniId, Option<InstanceId>>), ApiError> {
-    let interfaces = look_up(run.ports, wanted).await?;
-    let at = interfaces
+    let survey = if hints.iter().any(|hint| hint.lost.is_some()) {
+        survey::everything(run).await?
+    } else {
+        let mut wanted = Hint::default();
+        for hint in hints {
+            wanted.instances.extend(hint.instances.iter().cloned());
+            wanted.enis.extend(hint.enis.iter().cloned());
+        }
+        let interfaces = survey::look_up(run, &wanted).await?;
+        survey::of(run, interfaces).await?
+    };
+    let at = survey
+        .interfaces
         .iter()
         .map(|i| (i.id.clone(), i.instance_id.clone()))
         .collect();
-    if interfaces.is_empty() {
-        return Ok((Outcome::default(), at));
+    let outcome = run.execute(&survey.desired, survey.plan).await;
+    run.remember(&outcome, &survey.interfaces);
+    Ok((outcome, at))
+}
+
+/// How long after the first event that names it each session was made. One that was made before its event, by a clock
+/// that goes wrong, took no time.
+fn latencies(
+    hints: &[&Hint],
+    outcome: &Outcome,
+    at: &BTreeMap<EniId, Option<InstanceId>>,
+) -> Vec<Duration> {
+    let mut first: BTreeMap<&str, Duration> = BTreeMap::new();
+    for hint in hints {
+        let Some(time) = hint.at else { continue };
+        let names = hint.instances.iter().map(InstanceId::as_str);
+        for name in names.chain(hint.enis.iter().map(EniId::as_str)) {
+            let earliest = first.entry(name).or_insert(time);
+            *earliest = time.min(*earliest);
+        }
     }
-    let Planned { desired, plan, .. } = plan_for(run, &interfaces).await?;
-    Ok((run.execute(&desired, plan).await, at))
-}
-
-/// A plan for some interfaces, and what it was made from.
-pub(crate) struct Planned {
-    /// All sessions on these interfaces, other teams' too.
-    pub(crate) actual: Vec<Session>,
-    pub(crate) analyzer: AnalyzerAt,
-    pub(crate) desired: Desired,
-    pub(crate) plan: Plan,
-}
-
-/// What these interfaces, which are not all of the account's, miss.
-pub(crate) async fn plan_for<P: Ports>(
-    run: &Run<'_, P>,
-    interfaces: &[Interface],
-) -> Result<Planned, ApiError> {
-    let enis: Vec<EniId> = interfaces.iter().map(|i| i.id.clone()).collect();
-    let actual = run.ports.sessions(SessionQuery::On(&enis)).await?;
-    let analyzer = locate_analyzer(run.settings, run.ports).await;
-    let desired = desire(run.settings, interfaces, &analyzer, false);
-    let limits = Limits {
-        per_interface: SESSIONS_PER_INTERFACE,
-        per_account: None,
+    let latency = |(eni, made): (&EniId, &Duration)| {
+        let instance = at.get(eni).and_then(Option::as_ref);
+        let names = [Some(eni.as_str()), instance.map(InstanceId::as_str)];
+        let told = names
+            .into_iter()
+            .flatten()
+            .filter_map(|n| first.get(n))
+            .min()?;
+        Some(made.saturating_sub(*told))
     };
-    let plan = plan(&desired, &actual, &limits);
-    Ok(Planned {
-        actual,
-        analyzer,
-        desired,
-        plan,
-    })
-}
-
-/// The interfaces that a hint names or whose instance it names, with their instances. What is gone is left out.
-pub(crate) async fn look_up(
-    ports: &impl Inventory,
-    wanted: &Hint,
-) -> Result<Vec<Interface>, ApiError> {
-    let instances: Vec<InstanceId> = wanted.instances.iter().cloned().collect();
-    let enis: Vec<EniId> = wanted.enis.iter().cloned().collect();
-    let mut interfaces = BTreeMap::new();
-    if !instances.is_empty() {
-        let found = ports
-            .interfaces(InterfaceQuery::OfInstances(&instances))
-            .await?;
-        interfaces.extend(found.into_iter().map(|i| (i.id.clone(), i)));
-    }
-    if enis.iter().any(|eni| !interfaces.contains_key(eni)) {
-        let found = ports.interfaces(InterfaceQuery::Ids(&enis)).await?;
-        interfaces.extend(found.into_iter().map(|i| (i.id.clone(), i)));
-    }
-    let mut interfaces: Vec<Interface> = interfaces.into_values().collect();
-    join(ports, &mut interfaces, BTreeMap::new()).await?;
-    Ok(interfaces)
-}
-
-/// Gives each interface its instance: from `known`, or looked up.
-pub(crate) async fn join(
-    ports: &impl Inventory,
-    interfaces: &mut [Interface],
-    mut known: BTreeMap<InstanceId, crate::interface::Instance>,
-) -> Result<(), ApiError> {
-    let missing: BTreeSet<InstanceId> = interfaces
-        .iter()
-        .filter_map(|i| i.instance_id.clone())
-        .filter(|id| !known.contains_key(id))
-        .collect();
-    if !missing.is_empty() {
-        let ids: Vec<InstanceId> = missing.into_iter().collect();
-        let found = ports.instances(InstanceQuery::Ids(&ids)).await?;
-        known.extend(found.into_iter().map(|i| (i.id.clone(), i)));
-    }
-    for interface in interfaces {
-        interface.instance = interface
-            .instance_id
-            .as_ref()
-            .and_then(|id| known.get(id))
-            .cloned();
-    }
-    Ok(())
+    outcome.made.iter().filter_map(latency).collect()
 }
 
 #[cfg(test)]

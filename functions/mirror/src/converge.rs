@@ -3,26 +3,37 @@
 //! The session number is the lock. Two runs that look at one interface at once pick the same lowest free number, so
 //! the second create is refused, whatever the code; the answer to every refusal that we do not know is to describe
 //! the interface again and to plan anew. Then ours is there, and there is nothing left to do.
+//!
+//! A plan ages while it is carried out, most of all a long sweep's beside two pollers that make the same sessions: each
+//! minute the sessions of the interfaces that come next are looked at again, one page, and planned anew. So a refusal by
+//! the lock stays the exception; each costs a change of the pace and a Describe.
 
 use crate::answer::{Answer, Failed, SkipReason, Skipped, Touched};
 use crate::error::{ApiError, ErrorClass};
 use crate::id::{EniId, SessionId, SessionNumber};
+use crate::interface::Interface;
+use crate::memory::Memory;
 use crate::pace::Pacer;
 use crate::plan::{Action, Desired, Limits, Plan, SESSIONS_PER_INTERFACE, plan};
 use crate::ports::{Clock, NewSession, Ports, SessionQuery, Sessions};
 use crate::settings::Settings;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Tries of one call that can be retried.
 const TRIES: u32 = 4;
-/// The first wait between two tries; it doubles.
+/// The longest first wait between two tries; it doubles, and each is drawn between half of it and the whole.
 const BACK_OFF: Duration = Duration::from_millis(500);
 /// Times that one interface is described and planned anew.
 const LOOKS: u32 = 3;
 /// What a call may take: none is begun with less time left.
 const CALL: Duration = Duration::from_secs(3);
+
+/// A plan older than this is made anew for what comes next.
+const STALE: Duration = Duration::from_secs(60);
+/// How many interfaces that is: the values of one filter (EC2 API, "List and filter using the API").
+const NEXT: usize = 200;
 
 /// One invocation.
 #[derive(Debug)]
@@ -33,6 +44,8 @@ pub struct Run<'a, P> {
     pub settings: &'a Settings,
     /// The pace of changes; lives as long as the process.
     pub pacer: &'a Mutex<Pacer>,
+    /// What AWS refused; lives as long as the process.
+    pub memory: &'a Memory,
     /// When this run must have ended, in the time of [`Clock::now`].
     pub deadline: Duration,
 }
@@ -44,6 +57,12 @@ pub struct Outcome {
     pub answer: Answer,
     /// Interfaces where another try, later, may succeed.
     pub retryable: BTreeSet<EniId>,
+    /// Interfaces that were described, and that the create did not find: gone, or not visible everywhere yet.
+    pub unseen: BTreeSet<EniId>,
+    /// Interfaces that AWS refused for what they are.
+    pub refused: BTreeSet<EniId>,
+    /// When each session was made, since 1970, where the time of day is known.
+    pub made: BTreeMap<EniId, Duration>,
 }
 
 /// Why a call did not succeed.
@@ -87,8 +106,10 @@ pub(crate) async fn turn(clock: &impl Clock, pacer: &Mutex<Pacer>, deadline: Dur
 }
 
 /// Waits before the next try. `false`: there is no time for it.
-async fn back_off(clock: &impl Clock, tried: u32, deadline: Duration) -> bool {
-    let wait = BACK_OFF * 2u32.saturating_pow(tried);
+async fn back_off(ports: &(impl Clock + Sessions), tried: u32, deadline: Duration) -> bool {
+    // Not all the same, or all who were throttled together come back together.
+    let wait = (BACK_OFF * 2u32.saturating_pow(tried)).mul_f64(0.5 + 0.5 * ports.random());
+    let clock = ports;
     if clock.now() + wait + CALL > deadline {
         return false;
     }
@@ -131,7 +152,17 @@ impl<P: Ports> Run<'_, P> {
             .map(|(eni, reason)| Skipped { eni, reason })
             .collect();
         let mut account_full = false;
-        for action in plan.actions {
+        let mut left = VecDeque::from(plan.actions);
+        let mut looked = self.ports.now();
+        while !left.is_empty() {
+            let now = self.ports.now();
+            if now.saturating_sub(looked) > STALE && now + CALL < self.deadline {
+                self.look_ahead(desired, &mut left, &mut outcome).await;
+                looked = self.ports.now();
+            }
+            let Some(action) = left.pop_front() else {
+                break;
+            };
             if account_full && matches!(action, Action::Create { .. }) {
                 outcome.skip(action.eni(), SkipReason::AccountQuota);
                 continue;
@@ -139,6 +170,56 @@ impl<P: Ports> Run<'_, P> {
             account_full |= self.converge(desired, action, &mut outcome).await;
         }
         outcome
+    }
+
+    /// Takes the refusals of a run over into the process's memory. `interfaces`: those that the run looked at.
+    pub(crate) fn remember(&self, outcome: &Outcome, interfaces: &[Interface]) {
+        let refused = |i: &&Interface| outcome.refused.contains(&i.id);
+        for interface in interfaces.iter().filter(refused) {
+            self.memory.refuse(interface, self.ports.now());
+        }
+    }
+
+    /// Whether the stack is being deleted.
+    pub(crate) async fn is_leaving(&self) -> bool {
+        let leaving = self.ports.stack_is_leaving(&self.settings.stack).await;
+        leaving.unwrap_or(false)
+    }
+
+    /// Plans the changes and creations that come next anew, by what is there now.
+    async fn look_ahead(
+        &self,
+        desired: &Desired,
+        left: &mut VecDeque<Action>,
+        outcome: &mut Outcome,
+    ) {
+        let deletes = |a: &Action| matches!(a, Action::Delete { .. });
+        let first = left.iter().position(|a| !deletes(a)).unwrap_or(left.len());
+        let enis: Vec<EniId> = left
+            .range(first..)
+            .take(NEXT)
+            .map(|a| a.eni().clone())
+            .collect();
+        if enis.is_empty() {
+            return;
+        }
+        if self.is_leaving().await {
+            for action in left.drain(first..) {
+                outcome.skip(action.eni(), SkipReason::StackLeaving);
+            }
+            return;
+        }
+        // Without the new sight the old plan does: the number is the lock.
+        let Ok(anew) = self.look_again(desired, &enis).await else {
+            return;
+        };
+        for (eni, reason) in anew.skipped {
+            outcome.skip(&eni, reason);
+        }
+        let behind = left.split_off((first + enis.len()).min(left.len()));
+        left.truncate(first);
+        left.extend(anew.actions.into_iter().filter(|a| !deletes(a)));
+        left.extend(behind);
     }
 
     /// Carries out one action, and what it turns into when the interface has changed meanwhile. `true`: the account
@@ -161,6 +242,7 @@ impl<P: Ports> Run<'_, P> {
                 (Action::Modify { .. }, ErrorClass::Unknown | ErrorClass::Gone) => true,
                 (Action::Create { .. }, ErrorClass::Gone) => {
                     outcome.skip(&eni, SkipReason::InterfaceGone);
+                    outcome.unseen.insert(eni);
                     return false;
                 }
                 _ => false,
@@ -168,10 +250,13 @@ impl<P: Ports> Run<'_, P> {
             looks += 1;
             if !changed_meanwhile || looks > LOOKS {
                 let retryable = changed_meanwhile || error.class == ErrorClass::Retry;
+                if matches!(action, Action::Create { .. }) && error.is_for_what_it_is() {
+                    outcome.refused.insert(eni.clone());
+                }
                 outcome.fail(&eni, &error, retryable);
                 return error.code == "TrafficMirrorSessionLimitExceeded";
             }
-            match self.look_again(desired, &eni).await {
+            match self.look_again(desired, std::slice::from_ref(&eni)).await {
                 Err(e) => outcome.fail(&eni, &e, e.class == ErrorClass::Retry),
                 Ok(replanned) => {
                     for (eni, reason) in replanned.skipped {
@@ -214,6 +299,9 @@ impl<P: Ports> Run<'_, P> {
                         },
                     )
                     .await?;
+                if let Some(now) = self.ports.since_epoch() {
+                    outcome.made.insert(eni.clone(), now);
+                }
                 outcome.answer.created.push(Touched {
                     eni: eni.clone(),
                     session: made,
@@ -293,17 +381,12 @@ impl<P: Ports> Run<'_, P> {
         }
     }
 
-    /// What there is to do on one interface, by what is there now.
-    async fn look_again(&self, desired: &Desired, eni: &EniId) -> Result<Plan, ApiError> {
-        let actual = self
-            .ports
-            .sessions(SessionQuery::On(std::slice::from_ref(eni)))
-            .await?;
-        let interfaces = desired
-            .interfaces
+    /// What there is to do on these interfaces, by what is there now.
+    async fn look_again(&self, desired: &Desired, enis: &[EniId]) -> Result<Plan, ApiError> {
+        let actual = self.ports.sessions(SessionQuery::On(enis)).await?;
+        let interfaces = enis
             .iter()
-            .filter(|(e, _)| *e == eni)
-            .map(|(e, v)| (e.clone(), *v))
+            .filter_map(|eni| Some((eni.clone(), *desired.interfaces.get(eni)?)))
             .collect();
         let only = Desired {
             interfaces,
@@ -346,6 +429,7 @@ impl Outcome {
         self.answer.failed.push(Failed {
             eni: eni.clone(),
             error: error.to_string(),
+            class: error.class,
         });
         if retryable {
             self.retryable.insert(eni.clone());

@@ -5,6 +5,7 @@
 
 use crate::converge::{Run, Stop, delete};
 use crate::id::StackArn;
+use crate::memory::Memory;
 use crate::pace::Pacer;
 use crate::plan::Session;
 use crate::ports::{Again, Callback, Ports, SessionQuery};
@@ -139,6 +140,7 @@ impl<P: Ports + Callback + Again> Custom<'_, P> {
             ports: self.ports,
             settings,
             pacer: self.pacer,
+            memory: &Memory::default(),
             deadline: self.deadline,
         };
         match sweep(&run).await {
@@ -156,7 +158,7 @@ impl<P: Ports + Callback + Again> Custom<'_, P> {
     /// Removes our sessions until two listings in a row show none.
     async fn remove(&self, request: &Value) -> Reply {
         // Events, schedule and queue are gone by now: the whole rate is ours.
-        let pacer = Mutex::new(Pacer::new(self.teardown.mutations_per_second, 5));
+        let pacer = Mutex::new(Pacer::alone(self.teardown.mutations_per_second));
         let mut state = Removal::default();
         while self.ports.now() < self.deadline {
             let ours = match self.ports.sessions(SessionQuery::All).await {
@@ -260,7 +262,6 @@ struct Removal {
     error: Option<String>,
 }
 
-/// One line of at most [`MAX_REASON`] bytes.
 /// Whether CloudFormation made this id up, for a creation whose answer it never had: it was cancelled because something
 /// else failed, or the stack was deleted, while it ran. What that creation made has to go all the same, or target and
 /// filter cannot. Such an id is the names of the stack and of the resource with a random end.
@@ -272,6 +273,7 @@ fn made_up(physical: &str, stack: &str, logical: &str) -> bool {
         .is_some_and(|rest| rest.starts_with('-'))
 }
 
+/// One line of at most [`MAX_REASON`] bytes.
 fn short(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars() {

@@ -24,6 +24,19 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Quota => "quota",
+            Self::Permanent => "permanent",
+            Self::Gone => "gone",
+            Self::InUse => "in_use",
+            Self::Config => "config",
+            Self::Unknown => "unknown",
+        }
+    }
+
     /// Class of an error code of the EC2, Auto Scaling, ELBv2 or Lambda API.
     pub fn of_code(code: &str) -> Self {
         match code {
@@ -95,6 +108,21 @@ impl ApiError {
             code: code.to_owned(),
             message: message.to_owned(),
         }
+    }
+
+    /// A port that cannot be asked for what `term` of the selection needs.
+    pub fn unsupported(term: &str) -> Self {
+        Self {
+            class: ErrorClass::Config,
+            code: "Unsupported".to_owned(),
+            message: format!("this build cannot look up what `{term}` in Selection asks for"),
+        }
+    }
+
+    /// Whether an interface is refused for what it is, and will be until it changes: not for what others did to it.
+    pub fn is_for_what_it_is(&self) -> bool {
+        self.class == ErrorClass::Permanent
+            && self.code != "TrafficMirrorSessionsPerInterfaceLimitExceeded"
     }
 
     /// No answer came: connection refused or cut, time-out. The request may have been carried out.

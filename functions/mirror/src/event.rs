@@ -4,11 +4,15 @@
 //! Sources: EventBridge events reference (EC2, EC2 Auto Scaling, tags, ECS); CloudTrail record contents.
 
 use crate::id::{EniId, InstanceId, MAX_ID_BYTES};
+use crate::time::since_epoch;
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Most ids that are taken from one event; a `RunInstances` of 1,000 instances has 2,000. What is beyond is the sweep's.
 pub const MAX_IDS: usize = 4096;
+/// Most characters of an identity's ARN that are kept; IAM's own limit for a role session is far below.
+const MAX_ARN: usize = 2048;
 /// How deep a CloudTrail record is searched.
 const MAX_DEPTH: usize = 16;
 
@@ -19,6 +23,31 @@ pub struct Hint {
     pub instances: BTreeSet<InstanceId>,
     /// Interfaces.
     pub enis: BTreeSet<EniId>,
+    /// It names something that is gone and cannot be looked up any more; what that means, a look at everything finds.
+    pub lost: Option<Lost>,
+    /// It tells of something that has come to be, so that not to find it may mean that it is not visible yet.
+    pub appears: bool,
+    /// When it happened, since 1970.
+    pub at: Option<Duration>,
+}
+
+/// What an event tells of without naming an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lost {
+    /// A mirror session was removed, anyone's.
+    Session {
+        /// ARN of the identity that removed it; empty where the record does not say.
+        by: String,
+    },
+    /// An interface was detached; the record names the attachment, which is gone.
+    Attachment,
+}
+
+impl Hint {
+    /// Whether there is nothing to look up.
+    pub fn is_empty(&self) -> bool {
+        self.instances.is_empty() && self.enis.is_empty() && self.lost.is_none()
+    }
 }
 
 /// An event, as far as it matters.
@@ -54,10 +83,15 @@ pub fn parse(event: &Value) -> Event {
         (_, None) => return missing("detail-type"),
     };
     let detail = event.get("detail").unwrap_or(&Value::Null);
-    let mut hint = Hint::default();
+    let mut hint = Hint {
+        at: text("time").and_then(since_epoch),
+        ..Hint::default()
+    };
+    let word = |key: &str| detail.get(key).and_then(Value::as_str).unwrap_or("");
     match (source, kind) {
         ("aws.ec2", "EC2 Instance State-change Notification") => {
             hint.take(detail.get("instance-id"));
+            hint.appears = matches!(word("state"), "pending" | "running");
         }
         (
             "aws.autoscaling",
@@ -65,7 +99,10 @@ pub fn parse(event: &Value) -> Event {
             | "EC2 Instance Terminate Successful"
             | "EC2 Instance-launch Lifecycle Action"
             | "EC2 Instance-terminate Lifecycle Action",
-        ) => hint.take(detail.get("EC2InstanceId")),
+        ) => {
+            hint.take(detail.get("EC2InstanceId"));
+            hint.appears = kind.contains("Launch") || kind.contains("-launch");
+        }
         ("aws.tag", "Tag Change on Resource") => {
             for arn in event
                 .get("resources")
@@ -88,29 +125,39 @@ pub fn parse(event: &Value) -> Event {
                 .flatten()
             {
                 hint.search(attachment.get("details").unwrap_or(&Value::Null), 0);
+                hint.appears |=
+                    attachment.get("status").and_then(Value::as_str) == Some("ATTACHED");
             }
         }
         ("aws.ec2", "AWS API Call via CloudTrail") if detail.get("errorCode").is_none() => {
-            let name = detail
-                .get("eventName")
-                .and_then(Value::as_str)
-                .unwrap_or("");
-            if TRAIL_CALLS.contains(&name) {
+            let name = word("eventName");
+            hint.appears = matches!(
+                name,
+                "RunInstances" | "CreateNetworkInterface" | "AttachNetworkInterface"
+            );
+            if name == "DeleteTrafficMirrorSession" {
+                let by = detail.pointer("/userIdentity/arn").and_then(Value::as_str);
+                let by = by.unwrap_or_default().chars().take(MAX_ARN).collect();
+                hint.lost = Some(Lost::Session { by });
+            } else if TRAIL_CALLS.contains(&name) {
                 for part in ["requestParameters", "responseElements"] {
                     hint.search(detail.get(part).unwrap_or(&Value::Null), 0);
+                }
+                if name == "DetachNetworkInterface" && hint.is_empty() {
+                    hint.lost = Some(Lost::Attachment);
                 }
             }
         }
         _ => {}
     }
-    if hint == Hint::default() {
+    if hint.is_empty() {
         Event::Ignored(describe(source, kind, detail))
     } else {
         Event::Hint(hint)
     }
 }
 
-/// The calls in a trail that can change what is to be mirrored.
+/// The calls in a trail that name what they change, besides `DeleteTrafficMirrorSession`, which does not.
 const TRAIL_CALLS: &[&str] = &[
     "RunInstances",
     "CreateNetworkInterface",
@@ -119,7 +166,6 @@ const TRAIL_CALLS: &[&str] = &[
     "DeleteNetworkInterface",
     "CreateTags",
     "DeleteTags",
-    "DeleteTrafficMirrorSession",
 ];
 
 fn missing(key: &str) -> Event {
@@ -179,41 +225,95 @@ mod tests {
     use crate::fake::event_file;
     use proptest::prelude::*;
 
-    fn hint(instances: &[&str], enis: &[&str]) -> Event {
-        Event::Hint(Hint {
-            instances: instances.iter().map(|i| InstanceId::new(*i)).collect(),
-            enis: enis.iter().map(|e| EniId::new(*e)).collect(),
-        })
+    /// Each document of an event that is handled: what it names, and whether that has come to be.
+    const HANDLED: &[(&str, &[&str], &[&str], bool)] = &[
+        ("instance-pending", &[INSTANCE], &[], true),
+        ("instance-running", &[INSTANCE], &[], true),
+        ("instance-stopping", &[INSTANCE], &[], false),
+        ("instance-stopped", &[INSTANCE], &[], false),
+        ("instance-terminated", &[INSTANCE], &[], false),
+        ("asg-launch", &[INSTANCE], &[], true),
+        ("asg-launch-lifecycle", &[INSTANCE], &[], true),
+        ("asg-terminate", &[INSTANCE], &[], false),
+        ("asg-terminate-lifecycle", &[INSTANCE], &[], false),
+        ("tag-change-instance", &[INSTANCE], &[], false),
+        ("tag-change-interface", &[], &[ENI], false),
+        ("ecs-task-running", &[], &[ENI], true),
+        ("ecs-task-stopped", &[], &[ENI], false),
+        ("trail-run-instances", &[INSTANCE], &[ENI], true),
+        ("trail-create-interface", &[], &[ENI], true),
+        ("trail-attach-interface", &[INSTANCE], &[ENI], true),
+        ("trail-delete-interface", &[], &[ENI], false),
+        ("trail-create-tags", &[INSTANCE], &[ENI], false),
+        ("trail-delete-tags", &[INSTANCE], &[ENI], false),
+    ];
+    const INSTANCE: &str = "i-1234567890abcdef0";
+    const ENI: &str = "eni-0a1b2c3d4e5f60718";
+
+    fn hint(event: &Value) -> Hint {
+        match parse(event) {
+            Event::Hint(hint) => hint,
+            other => panic!("{event}: {other:?}"),
+        }
     }
 
     #[test]
     fn each_published_event_names_its_instances_and_interfaces() {
-        let table: &[(&str, &[&str], &[&str])] = &[
-            ("instance-running", &["i-1234567890abcdef0"], &[]),
-            ("instance-terminated", &["i-1234567890abcdef0"], &[]),
-            ("asg-launch", &["i-1234567890abcdef0"], &[]),
-            ("asg-terminate", &["i-1234567890abcdef0"], &[]),
-            ("tag-change-instance", &["i-1234567890abcdef0"], &[]),
-            ("tag-change-interface", &[], &["eni-0a1b2c3d4e5f60718"]),
-            ("ecs-task-running", &[], &["eni-0a1b2c3d4e5f60718"]),
-            (
-                "trail-run-instances",
-                &["i-1234567890abcdef0"],
-                &["eni-0a1b2c3d4e5f60718"],
-            ),
-            (
-                "trail-attach-interface",
-                &["i-1234567890abcdef0"],
-                &["eni-0a1b2c3d4e5f60718"],
-            ),
-            (
-                "trail-create-tags",
-                &["i-1234567890abcdef0"],
-                &["eni-0a1b2c3d4e5f60718"],
-            ),
+        for (file, instances, enis, appears) in HANDLED {
+            let is = hint(&event_file(file));
+            let named: Vec<_> = is.instances.iter().map(InstanceId::as_str).collect();
+            assert_eq!(named, *instances, "{file}");
+            let named: Vec<_> = is.enis.iter().map(EniId::as_str).collect();
+            assert_eq!(named, *enis, "{file}");
+            assert_eq!((is.appears, is.lost), (*appears, None), "{file}");
+            assert!(is.at.is_some(), "{file}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_looked_up_any_more_is_told_apart() {
+        let by = "arn:aws:sts::123456789012:assumed-role/admin/alice".to_owned();
+        let removed = hint(&event_file("trail-delete-session"));
+        assert_eq!(removed.lost, Some(Lost::Session { by }));
+        assert!(removed.instances.is_empty() && removed.enis.is_empty());
+        let detached = hint(&event_file("trail-detach-interface"));
+        assert_eq!(detached.lost, Some(Lost::Attachment));
+        assert!(!removed.appears && !detached.appears);
+    }
+
+    #[test]
+    fn each_document_of_an_event_is_one_of_these() {
+        let others = [
+            "trail-delete-session",
+            "trail-detach-interface",
+            "scheduled",
+            "malformed",
+            "custom-create",
+            "custom-update",
+            "custom-delete",
+            "dry-run",
+            "explain-instance",
+            "explain-interface",
         ];
-        for (file, instances, enis) in table {
-            assert_eq!(parse(&event_file(file)), hint(instances, enis), "{file}");
+        let handled = HANDLED.iter().map(|(file, ..)| *file);
+        let known: BTreeSet<String> = handled.chain(others).map(str::to_owned).collect();
+        let folder = format!("{}/../../events", env!("CARGO_MANIFEST_DIR"));
+        let there: BTreeSet<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .filter_map(|f| Some(f.ok()?.path().file_stem()?.to_str()?.to_owned()))
+            .filter(|name| !name.starts_with("drain"))
+            .collect();
+        assert_eq!(there, known);
+    }
+
+    #[test]
+    fn fields_that_nobody_knows_change_nothing() {
+        for (file, ..) in HANDLED {
+            let event = event_file(file);
+            let mut more = event.clone();
+            more["a-new-field"] = serde_json::json!({"instance-id": "i-9"});
+            more["detail"]["aNewField"] = serde_json::json!([{"x": "eni-9"}]);
+            assert_eq!(parse(&more), parse(&event), "{file}");
         }
     }
 

@@ -2,12 +2,12 @@
 
 use crate::error::ApiError;
 use crate::id::{EniId, FilterId, InstanceId, SessionId, SessionNumber, StackArn, TargetId};
-use crate::interface::{Instance, InstanceState, Interface, InterfaceStatus};
+use crate::interface::{Instance, InstanceState, Interface, InterfaceStatus, Ties};
 use crate::pace::Pacer;
 use crate::plan::{SESSIONS_PER_INTERFACE, Session, SessionSpec};
 use crate::ports::{
-    Again, Callback, Clock, InstanceQuery, InterfaceQuery, Inventory, NewSession, Resolver,
-    SessionQuery, Sessions,
+    Again, Callback, ClassicBalancer, Clock, InstanceQuery, InterfaceQuery, Inventory, NewSession,
+    Resolver, SessionQuery, Sessions,
 };
 use crate::settings::Settings;
 use serde_json::Value;
@@ -61,6 +61,7 @@ pub(crate) fn interface(eni: &str, instance: &str) -> Interface {
             instance_type: "m5.large".to_owned(),
             tags: BTreeMap::new(),
         }),
+        ties: Ties::default(),
     }
 }
 
@@ -100,6 +101,15 @@ pub(crate) struct State {
     pub(crate) unseen: usize,
     /// Interfaces that the complete listing does not show yet; asked for by id, they are there.
     pub(crate) unlisted: Vec<EniId>,
+    /// What is taken off a random number of 1.
+    pub(crate) hurry: f64,
+    /// 1970, by the clock of the test; `None` for no time of day.
+    pub(crate) epoch: Option<Duration>,
+    pub(crate) balancers: Vec<ClassicBalancer>,
+    /// Interfaces of tasks by cluster.
+    pub(crate) tasks: BTreeMap<String, Vec<EniId>>,
+    pub(crate) mirror_targets: Vec<EniId>,
+    pub(crate) leaving: bool,
     pub(crate) hosts: BTreeMap<String, Vec<IpAddr>>,
     pub(crate) answers: Vec<(String, Value)>,
     pub(crate) put_failures: usize,
@@ -246,6 +256,30 @@ impl Inventory for Fake {
             .cloned()
             .collect())
     }
+
+    async fn classic_balancers(&self) -> Result<Vec<ClassicBalancer>, ApiError> {
+        let (state, error) = self.enter("balancers").await;
+        error.map_or(Ok(state.balancers.clone()), |(e, _)| Err(e))
+    }
+
+    async fn clusters(&self) -> Result<Vec<String>, ApiError> {
+        let (state, error) = self.enter("clusters").await;
+        error.map_or(Ok(state.tasks.keys().cloned().collect()), |(e, _)| Err(e))
+    }
+
+    async fn task_interfaces(&self, cluster: &str) -> Result<Vec<EniId>, ApiError> {
+        let (state, error) = self.enter("tasks").await;
+        let there = state.tasks.get(cluster).cloned().unwrap_or_default();
+        error.map_or(Ok(there), |(e, _)| Err(e))
+    }
+
+    async fn mirror_target_interfaces(&self) -> Result<Vec<EniId>, ApiError> {
+        Ok(self.state().mirror_targets.clone())
+    }
+
+    async fn stack_is_leaving(&self, _: &StackArn) -> Result<bool, ApiError> {
+        Ok(self.state().leaving)
+    }
 }
 
 impl Sessions for Fake {
@@ -323,11 +357,21 @@ impl Sessions for Fake {
         state.calls.push("token".to_owned());
         format!("token-{}", state.calls.len())
     }
+
+    /// The longest wait.
+    fn random(&self) -> f64 {
+        1.0 - self.state().hurry
+    }
 }
 
 impl Clock for Fake {
     fn now(&self) -> Duration {
         self.state().now
+    }
+
+    fn since_epoch(&self) -> Option<Duration> {
+        let state = self.state();
+        Some(state.epoch? + state.now)
     }
 
     async fn sleep(&self, time: Duration) {

@@ -77,7 +77,32 @@ pub struct Interface {
     pub instance_id: Option<InstanceId>,
     /// That instance, where it could be described.
     pub instance: Option<Instance>,
+    /// What only others know of it; empty as the interface itself is described.
+    pub ties: Ties,
 }
+
+/// What other services know of an interface. Looked up only where the selection asks for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ties {
+    /// Names of the Classic Load Balancers with which its instance is registered.
+    pub balancers: Vec<String>,
+    /// Name of the ECS cluster one of whose tasks has the interface.
+    pub cluster: Option<String>,
+    /// It is itself the target of someone's mirror sessions.
+    pub mirror_target: bool,
+}
+
+/// A kind of load balancer whose own interfaces can be tried as sources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BalancerKind {
+    /// Application Load Balancer.
+    Application,
+    /// Classic Load Balancer.
+    Classic,
+}
+
+/// Tag of the reserved namespace that ECS puts on what it makes for a task, where managed tags are on.
+const ECS_CLUSTER_TAG: &str = "aws:ecs:clusterName";
 
 impl Interface {
     /// The values of a tag, on the interface and on its instance: either of them may carry it.
@@ -95,11 +120,40 @@ impl Interface {
         self.instance.as_ref()?.tags.get(key).map(String::as_str)
     }
 
+    /// The ECS cluster whose task has the interface.
+    pub fn cluster(&self) -> Option<&str> {
+        let tagged = || self.tags.get(ECS_CLUSTER_TAG).map(String::as_str);
+        self.ties.cluster.as_deref().or_else(tagged)
+    }
+
+    /// Whether ECS made it for a task: it describes such by the ARN of the attachment.
+    pub fn of_task(&self) -> bool {
+        self.description.starts_with("arn:") && self.description.contains(":ecs:")
+    }
+
+    /// The load balancer that it belongs to. Elastic Load Balancing describes its interfaces as `ELB app/NAME/HASH` or
+    /// `ELB NAME`; what somebody writes on an interface of their own does not count.
+    pub fn load_balancer(&self) -> Option<(BalancerKind, &str)> {
+        let name = self.description.strip_prefix("ELB ")?;
+        if !self.requester_managed {
+            return None;
+        }
+        match name.split_once('/') {
+            None => Some((BalancerKind::Classic, name)),
+            Some(("app", rest)) => {
+                let name = rest.split_once('/').map_or(rest, |(name, _)| name);
+                Some((BalancerKind::Application, name))
+            }
+            // Network and Gateway Load Balancers have interfaces of types of their own.
+            Some(_) => None,
+        }
+    }
+
     /// Made by a service whose interfaces may be mirrored all the same: RDS and ElastiCache (documented), and tasks on
     /// Fargate, whose interface ECS describes by the ARN of the attachment.
     pub fn managed_but_mirrorable(&self) -> bool {
         self.description.starts_with("RDS")
             || self.description.starts_with("ElastiCache")
-            || (self.description.starts_with("arn:") && self.description.contains(":ecs:"))
+            || self.of_task()
     }
 }

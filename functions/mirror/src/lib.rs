@@ -20,12 +20,16 @@ pub mod event;
 pub mod families;
 pub mod id;
 pub mod interface;
+pub mod memory;
 pub mod pace;
 pub mod plan;
 pub mod ports;
 pub mod reconcile;
 pub mod selection;
 pub mod settings;
+mod survey;
+mod ties;
+mod time;
 pub mod verdict;
 
 #[cfg(test)]

@@ -1,4 +1,20 @@
 //! How fast we may change things: a token bucket. Time is an argument.
+//!
+//! # Whatever runs at once
+//!
+//! The processes share nothing, so `MutationsPerSecond` (M) is divided between them: [`Pacer::for_sweep`] has half,
+//! [`Pacer::for_poller`] a quarter each, of which there are two. All changes go through a bucket, retries too. A bucket
+//! holds **one** token and is **empty when its process starts**, because the process that it replaces may have spent one
+//! just now; so changes of one process are never closer than 1 / (its rate), and
+//!
+//! * in any 4 / M · n seconds (half open) there are at most 4 · n changes of all three: M a second, exactly;
+//! * in any single second at most ⌈M/2⌉ + 2 · ⌈M/4⌉: with M = 3 that is 4.
+//!
+//! The second line is above M, because nobody who does not know what the others do can keep a whole number below a
+//! fraction: each of the three must be allowed to make its change now. It harms nobody: the account's bucket for such
+//! calls holds 50 and refills 5 a second (EC2 API throttling), and ours is below its refill in the long run, with one
+//! call a process on top. An idle process saves nothing up for later: a burst of its own would come at the very moment
+//! when everybody else launches something too.
 
 use std::time::Duration;
 
@@ -28,6 +44,26 @@ impl Pacer {
             tokens: burst,
             at: Duration::ZERO,
         }
+    }
+
+    /// Of `mutations_per_second`, what `reconcile` may use: half.
+    pub fn for_sweep(mutations_per_second: f64) -> Self {
+        Self::new(mutations_per_second / 2.0, 1).spent()
+    }
+
+    /// Of `mutations_per_second`, what one of the two pollers of `attach` may use: a quarter.
+    pub fn for_poller(mutations_per_second: f64) -> Self {
+        Self::new(mutations_per_second / 4.0, 1).spent()
+    }
+
+    /// All of `mutations_per_second`: for the removal, when events and schedule are gone.
+    pub fn alone(mutations_per_second: f64) -> Self {
+        Self::new(mutations_per_second, 1).spent()
+    }
+
+    fn spent(mut self) -> Self {
+        self.tokens = 0.0;
+        self
     }
 
     /// How long a call that comes at `now` would wait, without taking anything.
@@ -70,6 +106,24 @@ mod tests {
         assert_eq!(spend(&mut pacer, Duration::ZERO, 3), Duration::ZERO);
         let end = spend(&mut pacer, Duration::ZERO, 10).as_secs_f64();
         assert!((end - 5.0).abs() < 1e-6, "10 calls at 2/s took {end} s");
+    }
+
+    #[test]
+    fn a_new_process_waits_for_its_first_change_and_an_idle_one_saves_nothing_up() {
+        for (mut pacer, every) in [
+            (Pacer::for_sweep(3.0), 2.0 / 3.0),
+            (Pacer::for_poller(3.0), 4.0 / 3.0),
+            (Pacer::alone(3.0), 1.0 / 3.0),
+        ] {
+            let end = spend(&mut pacer, Duration::ZERO, 1).as_secs_f64();
+            assert!((end - every).abs() < 1e-6, "the first after {end} s");
+            let start = Duration::from_secs(1000);
+            let end = (spend(&mut pacer, start, 4) - start).as_secs_f64();
+            assert!(
+                (end - 3.0 * every).abs() < 1e-6,
+                "4 after a rest in {end} s"
+            );
+        }
     }
 
     #[test]

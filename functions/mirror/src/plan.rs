@@ -53,14 +53,27 @@ impl Session {
     }
 }
 
+/// Who gets the last places of the account, and whose session is made first: the lowest rank, and of equal ones the
+/// lowest interface id.
+///
+/// The order of the fields is the order of precedence. It depends on nothing but the interface and the selection, so each
+/// run decides alike. A session that is there is never given up for an interface of a lower rank: nobody gains from
+/// sessions that come and go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    /// AWS will probably refuse it: an instance family that its list leaves out, an interface of a load balancer.
+    pub doubtful: bool,
+    /// Which group of the selection names it, counted from 0: the operator lists first what matters most.
+    pub group: usize,
+    /// Not the primary interface of its instance: most services listen on that one.
+    pub secondary: bool,
+}
+
 /// What is wanted of one interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// A session of ours. `doubtful`: AWS will probably refuse, so it comes last.
-    Mirror {
-        /// See above.
-        doubtful: bool,
-    },
+    /// A session of ours.
+    Mirror(Rank),
     /// In passing from one state to another: no session is made, and one that is there stays.
     Keep(SkipReason),
     /// Selected, but not to be mirrored: one that is there goes.
@@ -154,7 +167,7 @@ impl Action {
     }
 }
 
-/// What is to be done, in this order: deletions, changes, creations (what is doubtful last), each by interface.
+/// What is to be done, in this order: deletions, changes, creations (by [`Rank`]), each by interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The calls to make.
@@ -177,7 +190,7 @@ pub fn plan(desired: &Desired, actual: &[Session], limits: &Limits) -> Plan {
     }
     let mut deletes = Vec::new();
     let mut modifies = Vec::new();
-    let mut wanting: Vec<(bool, &EniId)> = Vec::new();
+    let mut wanting: Vec<(Rank, &EniId)> = Vec::new();
     let mut plan = Plan {
         foreign: actual.iter().filter(|s| !s.is_of(&desired.stack)).count(),
         ..Plan::default()
@@ -197,7 +210,7 @@ pub fn plan(desired: &Desired, actual: &[Session], limits: &Limits) -> Plan {
             .collect();
         ours.sort_by(|a, b| a.id.cmp(&b.id));
         let (keep, why) = match desired.interfaces.get(eni) {
-            Some(Verdict::Mirror { .. }) => (true, DeleteReason::Duplicate),
+            Some(Verdict::Mirror(_)) => (true, DeleteReason::Duplicate),
             Some(Verdict::Keep(reason)) => {
                 plan.skipped.push((eni.clone(), *reason));
                 (true, DeleteReason::Duplicate)
@@ -222,12 +235,12 @@ pub fn plan(desired: &Desired, actual: &[Session], limits: &Limits) -> Plan {
                 why,
             });
         }
-        let Some(Verdict::Mirror { doubtful }) = desired.interfaces.get(eni) else {
+        let Some(Verdict::Mirror(rank)) = desired.interfaces.get(eni) else {
             plan.ours += usize::from(keep && !ours.is_empty());
             continue;
         };
         match ours.first() {
-            None => wanting.push((*doubtful, eni)),
+            None => wanting.push((*rank, eni)),
             Some(kept) => {
                 plan.ours += 1;
                 if kept.matches(&desired.spec, desired.base) {

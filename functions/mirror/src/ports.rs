@@ -57,6 +57,58 @@ pub trait Inventory: Sync {
         &self,
         query: SessionQuery<'_>,
     ) -> impl Future<Output = Result<Vec<Session>, ApiError>> + Send;
+
+    /// All Classic Load Balancers of the region with the instances registered with them
+    /// (`elasticloadbalancing:DescribeLoadBalancers` of API version 2012-06-01, 400 a page). Asked for only where the
+    /// selection has an `elb:NAME` term; so not to know is an error, never an empty list: that would unselect.
+    fn classic_balancers(
+        &self,
+    ) -> impl Future<Output = Result<Vec<ClassicBalancer>, ApiError>> + Send {
+        async { Err(ApiError::unsupported("elb:")) }
+    }
+
+    /// Names of all ECS clusters of the region (`ecs:ListClusters`, 100 a page). Asked for only where an `ecs:` term
+    /// holds a star.
+    fn clusters(&self) -> impl Future<Output = Result<Vec<String>, ApiError>> + Send {
+        async { Err(ApiError::unsupported("ecs: with a star")) }
+    }
+
+    /// Interfaces of the tasks of an ECS cluster that run or start (`ecs:ListTasks`, then `ecs:DescribeTasks` with 100
+    /// tasks a call; `attachments[].details[networkInterfaceId]`). A cluster that is not there has none.
+    fn task_interfaces(
+        &self,
+        cluster: &str,
+    ) -> impl Future<Output = Result<Vec<EniId>, ApiError>> + Send {
+        let _ = cluster;
+        async { Err(ApiError::unsupported("ecs:")) }
+    }
+
+    /// Whether this stack is being deleted (`cloudformation:DescribeStacks`, status `DELETE_…`). Then nothing is made:
+    /// it would only have to be removed again. Not to know is no reason to stop.
+    fn stack_is_leaving(
+        &self,
+        stack: &StackArn,
+    ) -> impl Future<Output = Result<bool, ApiError>> + Send {
+        let _ = stack;
+        async { Ok(false) }
+    }
+
+    /// Interfaces that are themselves targets of mirror sessions, anyone's (`ec2:DescribeTrafficMirrorTargets`, filter
+    /// `type` = `network-interface`). They are left out of the plan; without this list the API refuses them one by one.
+    fn mirror_target_interfaces(
+        &self,
+    ) -> impl Future<Output = Result<Vec<EniId>, ApiError>> + Send {
+        async { Ok(Vec::new()) }
+    }
+}
+
+/// A Classic Load Balancer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClassicBalancer {
+    /// Its name.
+    pub name: String,
+    /// The instances registered with it.
+    pub instances: Vec<InstanceId>,
 }
 
 /// A session to be made.
@@ -95,12 +147,31 @@ pub trait Sessions: Sync {
 
     /// A random token of at most 64 ASCII characters.
     fn token(&self) -> String;
+
+    /// A random number from 0 to 1, to spread retries. Drawn from a token unless said otherwise.
+    fn random(&self) -> f64 {
+        // FNV-1a, and MurmurHash3's finaliser, because the last bytes hardly reach the upper bits of the former.
+        let hash = self
+            .token()
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            });
+        let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        u32::try_from(hash >> 32).map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX))
+    }
 }
 
 /// Time.
 pub trait Clock: Sync {
     /// Monotonic time from any fixed start.
     fn now(&self) -> Duration;
+
+    /// The time of day: since 1970. `None` where it is not known; then no latency is told, and an event is never taken
+    /// for one that came before what it tells is visible.
+    fn since_epoch(&self) -> Option<Duration> {
+        None
+    }
 
     /// Waits.
     fn sleep(&self, time: Duration) -> impl Future<Output = ()> + Send;

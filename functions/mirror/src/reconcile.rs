@@ -1,22 +1,20 @@
 //! The whole account converges: on a schedule, as a dry run, and to explain one interface.
 
 use crate::answer::{Answer, Explained, SkipReason, Touched};
-use crate::attach::{Planned, join, look_up, plan_for};
 use crate::converge::Run;
 use crate::error::ApiError;
 use crate::event::Hint;
 use crate::families::{Support, support};
 use crate::id::{EniId, InstanceId};
 use crate::interface::Interface;
-use crate::plan::{
-    Action, DeleteReason, Desired, Limits, Plan, SESSIONS_PER_ACCOUNT, SESSIONS_PER_INTERFACE,
-    Verdict, plan,
-};
-use crate::ports::{InstanceQuery, InterfaceQuery, Ports, SessionQuery};
+use crate::plan::{Action, Plan, Rank, SESSIONS_PER_ACCOUNT, Verdict};
+use crate::ports::{Ports, SessionQuery};
 use crate::selection::{Judgement, group_text};
 use crate::settings::Settings;
-use crate::verdict::{AnalyzerAt, desire, locate_analyzer, verdict};
+use crate::survey::{self, Survey};
+use crate::verdict::{AnalyzerAt, verdict};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// From the end of a scheduled sweep to the start of the next, at least: a start may come some seconds early or late.
@@ -58,6 +56,7 @@ impl Request {
             let hint = Hint {
                 instances: InstanceId::parse(text).into_iter().collect(),
                 enis: EniId::parse(text).into_iter().collect(),
+                ..Hint::default()
             };
             let bad = || {
                 RequestError(format!(
@@ -96,85 +95,17 @@ pub struct Swept {
     pub ours: usize,
     /// Sessions of others.
     pub foreign: usize,
+    /// Sessions of ours that did not look as they should: someone changed them, or the stack has been updated.
+    pub drifted: usize,
+    /// Sessions that the account could still have when the plan is carried out.
+    pub headroom: usize,
     /// Why the analyser's name could not be resolved, where that holds everything up.
     pub analyzer: Option<String>,
 }
 
-/// Everything there is, and what is wanted of it.
-struct Survey {
-    desired: Desired,
-    plan: Plan,
-    analyzer: AnalyzerAt,
-}
-
-/// Sessions are listed first: each interface and instance of a session that is seen is then older than the listing
-/// that it is looked for in, so that what `attach` makes meanwhile is never taken for an orphan.
-async fn survey<P: Ports>(run: &Run<'_, P>) -> Result<Survey, ApiError> {
-    let actual = run.ports.sessions(SessionQuery::All).await?;
-    let mut interfaces = run.ports.interfaces(InterfaceQuery::All).await?;
-    let instances = run.ports.instances(InstanceQuery::All).await?;
-    join(
-        run.ports,
-        &mut interfaces,
-        instances.into_iter().map(|i| (i.id.clone(), i)).collect(),
-    )
-    .await?;
-    let analyzer = locate_analyzer(run.settings, run.ports).await;
-    let desired = desire(run.settings, &interfaces, &analyzer, true);
-    let limits = Limits {
-        per_interface: SESSIONS_PER_INTERFACE,
-        per_account: Some(SESSIONS_PER_ACCOUNT),
-    };
-    let mut plan = plan(&desired, &actual, &limits);
-    spare_what_is_still_there(run, &mut plan).await?;
-    Ok(Survey {
-        desired,
-        plan,
-        analyzer,
-    })
-}
-
-/// AWS removes an interface's sessions with it, so one that seems to have outlived its interface is rather one whose
-/// interface the listing does not show yet. Asked for by id, it is; then the session waits for the next sweep.
-async fn spare_what_is_still_there<P: Ports>(
-    run: &Run<'_, P>,
-    plan: &mut Plan,
-) -> Result<(), ApiError> {
-    let gone = |a: &Action| {
-        matches!(
-            a,
-            Action::Delete {
-                why: DeleteReason::InterfaceGone,
-                ..
-            }
-        )
-    };
-    let enis: Vec<EniId> = plan
-        .actions
-        .iter()
-        .filter(|a| gone(a))
-        .map(|a| a.eni().clone())
-        .collect();
-    if enis.is_empty() {
-        return Ok(());
-    }
-    let there: Vec<EniId> = run
-        .ports
-        .interfaces(InterfaceQuery::Ids(&enis))
-        .await?
-        .into_iter()
-        .map(|i| i.id)
-        .collect();
-    let before = plan.actions.len();
-    plan.actions
-        .retain(|a| !(gone(a) && there.contains(a.eni())));
-    plan.ours += before - plan.actions.len();
-    Ok(())
-}
-
 /// Converges everything. An error means that nothing could be listed; what fails later stands in the answer.
 pub async fn sweep<P: Ports>(run: &Run<'_, P>) -> Result<Swept, ApiError> {
-    let survey = survey(run).await?;
+    let survey = survey::everything(run).await?;
     Ok(carry_out(run, survey).await)
 }
 
@@ -185,36 +116,52 @@ pub async fn sweep<P: Ports>(run: &Run<'_, P>) -> Result<Swept, ApiError> {
 /// make the same sessions. What is left over is the next sweep's.
 pub async fn scheduled_sweep<P: Ports>(run: &Run<'_, P>) -> Result<Swept, ApiError> {
     let end = run.ports.now() + run.settings.sweep_every.saturating_sub(BETWEEN_SWEEPS);
-    let survey = survey(run).await?;
+    let survey = survey::everything(run).await?;
     let end = end.max(run.ports.now() + LEAST_WORK);
     let run = Run {
         ports: run.ports,
         settings: run.settings,
         pacer: run.pacer,
+        memory: run.memory,
         deadline: run.deadline.min(end),
     };
     Ok(carry_out(&run, survey).await)
 }
 
 async fn carry_out<P: Ports>(run: &Run<'_, P>, survey: Survey) -> Swept {
-    let Survey {
-        desired,
-        plan,
-        analyzer,
-    } = survey;
-    let (ours, foreign) = (plan.ours, plan.foreign);
-    let answer = run.execute(&desired, plan).await.answer;
+    let swept = Swept::of(&survey);
+    let outcome = run.execute(&survey.desired, survey.plan).await;
+    run.remember(&outcome, &survey.interfaces);
     Swept {
-        answer,
-        ours,
-        foreign,
-        analyzer: unresolved(analyzer),
+        answer: outcome.answer,
+        ..swept
+    }
+}
+
+impl Swept {
+    /// What the plan says, without an answer.
+    fn of(survey: &Survey) -> Self {
+        let Plan { ours, foreign, .. } = survey.plan;
+        let drifts = |a: &&Action| matches!(a, Action::Modify { .. });
+        Swept {
+            answer: Answer::default(),
+            ours,
+            foreign,
+            drifted: survey.plan.actions.iter().filter(drifts).count(),
+            headroom: SESSIONS_PER_ACCOUNT.saturating_sub(ours + foreign),
+            analyzer: match &survey.analyzer {
+                AnalyzerAt::Unresolved(why) => Some(why.clone()),
+                AnalyzerAt::Addresses(_) => None,
+            },
+        }
     }
 }
 
 /// Says what [`sweep`] would do, and what it would cost.
 pub async fn dry_run<P: Ports>(run: &Run<'_, P>) -> Result<Swept, ApiError> {
-    let Survey { plan, analyzer, .. } = survey(run).await?;
+    let survey = survey::everything(run).await?;
+    let swept = Swept::of(&survey);
+    let plan = survey.plan;
     let mut answer = Answer::default();
     for action in &plan.actions {
         let (list, eni, session, number) = match action {
@@ -242,19 +189,7 @@ pub async fn dry_run<P: Ports>(run: &Run<'_, P>) -> Result<Swept, ApiError> {
         .map(|(eni, reason)| crate::answer::Skipped { eni, reason })
         .collect();
     answer.monthly_cost = Some(monthly_cost(plan.ours, run.settings.session_hour_usd));
-    Ok(Swept {
-        answer,
-        ours: plan.ours,
-        foreign: plan.foreign,
-        analyzer: unresolved(analyzer),
-    })
-}
-
-fn unresolved(analyzer: AnalyzerAt) -> Option<String> {
-    match analyzer {
-        AnalyzerAt::Unresolved(why) => Some(why),
-        AnalyzerAt::Addresses(_) => None,
-    }
+    Ok(Swept { answer, ..swept })
 }
 
 /// US dollars a month, in whole cents.
@@ -265,16 +200,24 @@ fn monthly_cost(sessions: usize, session_hour_usd: f64) -> f64 {
 
 /// Says of the named interface, or of those of the named instance, why it is or is not mirrored.
 pub async fn explain<P: Ports>(run: &Run<'_, P>, of: &Hint) -> Result<Vec<Explained>, ApiError> {
-    let interfaces = look_up(run.ports, of).await?;
+    let interfaces = survey::look_up(run, of).await?;
     if interfaces.is_empty() {
         return Ok(vec![not_found(of)]);
     }
-    let Planned {
+    let named: BTreeSet<EniId> = interfaces.iter().map(|i| i.id.clone()).collect();
+    // Whether the account has a place left for it depends on everyone, which is looked at only where it runs short.
+    let total = run.ports.sessions(SessionQuery::All).await?.len();
+    let Survey {
+        interfaces,
         actual,
         analyzer,
         plan,
         ..
-    } = plan_for(run, &interfaces).await?;
+    } = if total + interfaces.len() > run.settings.session_limit() {
+        survey::everything(run).await?
+    } else {
+        survey::of(run, interfaces).await?
+    };
     let one = |interface: &Interface| {
         let ours = actual
             .iter()
@@ -302,7 +245,8 @@ pub async fn explain<P: Ports>(run: &Run<'_, P>, of: &Hint) -> Result<Vec<Explai
             text,
         }
     };
-    Ok(interfaces.iter().map(one).collect())
+    let asked = interfaces.iter().filter(|i| named.contains(&i.id));
+    Ok(asked.map(one).collect())
 }
 
 fn not_found(of: &Hint) -> Explained {
@@ -337,18 +281,15 @@ fn words(
             return ("not_selected".to_owned(), text);
         }
         Judgement::Unselected => String::new(),
-        Judgement::Selected(group) => format!("`{}` in Selection selects it", group_text(group)),
+        Judgement::Selected(_, group) => format!("`{}` in Selection selects it", group_text(group)),
     };
     if let Some(reason) = skip {
-        let name = serde_json::to_value(reason)
-            .ok()
-            .and_then(|v| v.as_str().map(str::to_owned))
-            .unwrap_or_default();
+        let name = reason.name();
         let but = if by.is_empty() { "" } else { ", but " };
         return (name, format!("{by}{but}{}", reason.text()));
     }
     let mut text = by;
-    if let Verdict::Mirror { doubtful: true } = verdict(interface, settings, analyzer)
+    if let Verdict::Mirror(Rank { doubtful: true, .. }) = verdict(interface, settings, analyzer)
         && let Some(Support::LeftOut(why)) = interface
             .instance
             .as_ref()

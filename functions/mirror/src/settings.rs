@@ -1,7 +1,7 @@
 //! The functions' settings, from the template's environment alone.
 
 use crate::id::{FilterId, SessionNumber, StackArn, TargetId};
-use crate::plan::SessionSpec;
+use crate::plan::{SESSIONS_PER_ACCOUNT, SessionSpec};
 use crate::selection::Selection;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,6 +9,9 @@ use std::time::Duration;
 
 /// Price of a session-hour in US dollars where `MIRRORFLEET_SESSION_HOUR_USD` says nothing (us-east-1).
 pub const SESSION_HOUR_USD: f64 = 0.015;
+/// Sessions of the account's 10,000 that we leave free where `MIRRORFLEET_SESSION_HEADROOM` says nothing: another team's
+/// tool, or someone who debugs, is not to fail because of us.
+pub const SESSION_HEADROOM: usize = 100;
 
 /// A setting that cannot be used. One line that names the place and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +57,24 @@ pub struct Settings {
     pub analyzer: Option<Analyzer>,
     /// `MIRRORFLEET_SESSION_HOUR_USD` (default [`SESSION_HOUR_USD`]).
     pub session_hour_usd: f64,
+    /// `MIRRORFLEET_SESSION_HEADROOM` (default [`SESSION_HEADROOM`]): how many of the account's sessions stay free for
+    /// others.
+    pub session_headroom: usize,
+}
+
+impl Settings {
+    /// How many sessions the account may have, everyone's counted, before we make no more.
+    pub fn session_limit(&self) -> usize {
+        SESSIONS_PER_ACCOUNT.saturating_sub(self.session_headroom)
+    }
+
+    /// Whether the identity of a trail record is a function of this stack: CloudFormation names the roles that it makes
+    /// after the stack.
+    pub fn is_own_role(&self, arn: &str) -> bool {
+        arn.split_once(":assumed-role/")
+            .and_then(|(_, role)| role.strip_prefix(self.stack.name()))
+            .is_some_and(|rest| rest.starts_with('-'))
+    }
 }
 
 /// What must be known to remove our sessions: less than the rest, so that a stack whose settings are wrong can be deleted.
@@ -121,6 +142,12 @@ impl Settings {
                 "MIRRORFLEET_SESSION_HOUR_USD",
                 "session-hour price",
                 SESSION_HOUR_USD,
+            )?,
+            session_headroom: env.number(
+                "MIRRORFLEET_SESSION_HEADROOM",
+                "session headroom",
+                SESSION_HEADROOM,
+                0..=SESSIONS_PER_ACCOUNT,
             )?,
         })
     }
@@ -360,8 +387,8 @@ mod tests {
             ),
             (
                 "MIRRORFLEET_SELECTION",
-                "elb:legacy",
-                "Selection (MIRRORFLEET_SELECTION): column 1: `elb:` is not supported",
+                "colour:red",
+                "Selection (MIRRORFLEET_SELECTION): column 1: `colour:` is not a term",
             ),
             (
                 "MIRRORFLEET_ANALYZER_URL",
@@ -422,6 +449,30 @@ mod tests {
             s.own_security_groups,
             ["sg-1".to_owned(), "sg-2".to_owned()].into()
         );
+    }
+
+    #[test]
+    fn the_headroom_is_taken_off_the_accounts_sessions() {
+        assert_eq!(read(&[]).unwrap().session_limit(), 9_900);
+        let s = read(&[("MIRRORFLEET_SESSION_HEADROOM", "0")]).unwrap();
+        assert_eq!(s.session_limit(), 10_000);
+        let e = read(&[("MIRRORFLEET_SESSION_HEADROOM", "10001")]).unwrap_err();
+        assert!(e.what.contains("from 0 to 10000"), "{e}");
+    }
+
+    #[test]
+    fn the_roles_of_the_stack_are_known_by_its_name() {
+        let s = read(&[]).unwrap();
+        let own = "arn:aws:sts::1:assumed-role/fleet-ReconcileRole-1A2B/fleet-reconcile";
+        assert!(s.is_own_role(own));
+        for other in [
+            "arn:aws:sts::1:assumed-role/fleeting-Role/x",
+            "arn:aws:sts::1:assumed-role/other-fleet-Role/x",
+            "arn:aws:iam::1:user/fleet-admin",
+            "",
+        ] {
+            assert!(!s.is_own_role(other), "{other}");
+        }
     }
 
     #[test]

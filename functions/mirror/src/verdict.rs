@@ -3,7 +3,7 @@
 use crate::answer::SkipReason;
 use crate::families::{Support, support};
 use crate::interface::{InstanceState, Interface, InterfaceStatus};
-use crate::plan::{Desired, Verdict};
+use crate::plan::{Desired, Rank, Verdict};
 use crate::ports::Resolver;
 use crate::selection::Judgement;
 use crate::settings::{Analyzer, Settings};
@@ -54,11 +54,12 @@ pub fn desire(
 pub fn verdict(interface: &Interface, settings: &Settings, analyzer: &AnalyzerAt) -> Verdict {
     // Without its instance's tags a `!` term might hold unseen, and a positive one fail.
     let blind = interface.instance_id.is_some() && interface.instance.is_none();
-    match settings.selection.judge(interface) {
+    let group = match settings.selection.judge(interface) {
         Judgement::Excluded(_) => return Verdict::Unselected,
         Judgement::Unselected if !blind => return Verdict::Unselected,
-        _ => {}
-    }
+        Judgement::Unselected => usize::MAX,
+        Judgement::Selected(group, _) => group,
+    };
     if let Some(reason) = forbidden(interface, settings, analyzer) {
         return Verdict::Release(reason);
     }
@@ -84,9 +85,12 @@ pub fn verdict(interface: &Interface, settings: &Settings, analyzer: &AnalyzerAt
                 .instance
                 .as_ref()
                 .map_or("", |i| i.instance_type.as_str());
-            Verdict::Mirror {
-                doubtful: matches!(support(kind), Support::LeftOut(_)),
-            }
+            Verdict::Mirror(Rank {
+                doubtful: matches!(support(kind), Support::LeftOut(_))
+                    || interface.load_balancer().is_some(),
+                group,
+                secondary: !interface.primary,
+            })
         }
     }
 }
@@ -111,6 +115,11 @@ fn forbidden(
         Some(SkipReason::AnalyzerInterface)
     } else if interface.kind != "interface" {
         Some(SkipReason::InterfaceType)
+    } else if interface.ties.mirror_target {
+        Some(SkipReason::MirrorTarget)
+    } else if interface.load_balancer().is_some() {
+        let named = settings.selection.names_its_balancer(interface);
+        (!named).then_some(SkipReason::LoadBalancer)
     } else if interface.requester_managed && !interface.managed_but_mirrorable() {
         Some(SkipReason::RequesterManaged)
     } else if !interface.addresses.iter().any(IpAddr::is_ipv4) {
@@ -125,7 +134,12 @@ mod tests {
     use super::*;
     use crate::fake;
 
-    const MIRROR: Verdict = Verdict::Mirror { doubtful: false };
+    const FIRST: Rank = Rank {
+        doubtful: false,
+        group: 0,
+        secondary: false,
+    };
+    const MIRROR: Verdict = Verdict::Mirror(FIRST);
 
     fn nowhere() -> AnalyzerAt {
         AnalyzerAt::Addresses(Vec::new())
@@ -184,6 +198,10 @@ mod tests {
             Verdict::Release(R::InterfaceType)
         );
         assert_eq!(
+            judged(|i| i.ties.mirror_target = true),
+            Verdict::Release(R::MirrorTarget)
+        );
+        assert_eq!(
             judged(|i| i.addresses = vec!["2001:db8::1".parse().unwrap()]),
             Verdict::Release(R::Ipv6Only)
         );
@@ -215,12 +233,7 @@ mod tests {
         ] {
             assert_eq!(made(fine), MIRROR, "{fine}");
         }
-        for not in [
-            "ELB app/web/1",
-            "EFS mount target for fs-1",
-            "Amazon EKS prod",
-            "",
-        ] {
+        for not in ["EFS mount target for fs-1", "Amazon EKS prod", ""] {
             assert_eq!(
                 made(not),
                 Verdict::Release(SkipReason::RequesterManaged),
@@ -236,7 +249,46 @@ mod tests {
                 instance.instance_type = "t2.micro".to_owned();
             }
         });
-        assert_eq!(t2, Verdict::Mirror { doubtful: true });
+        let doubtful = true;
+        assert_eq!(t2, Verdict::Mirror(Rank { doubtful, ..FIRST }));
+    }
+
+    #[test]
+    fn a_load_balancer_is_tried_only_where_it_is_named_and_then_last() {
+        let of = |selection: &str, description: &str| {
+            let mut settings = fake::settings();
+            settings.selection = selection.parse().unwrap();
+            let mut i = fake::interface("eni-1", "i-1");
+            (i.instance, i.instance_id, i.primary) = (None, None, false);
+            (i.requester_managed, i.description) = (true, description.to_owned());
+            verdict(&i, &settings, &nowhere())
+        };
+        let alb = "ELB app/web/50dc6c495c0c9188";
+        let skipped = Verdict::Release(SkipReason::LoadBalancer);
+        assert_eq!(of("vpc:vpc-1", alb), skipped);
+        assert_eq!(of("vpc:vpc-1", "ELB web"), skipped);
+        assert_eq!(of("vpc:vpc-1, elb:app/api", alb), skipped);
+        let last = Verdict::Mirror(Rank {
+            doubtful: true,
+            group: 1,
+            secondary: true,
+        });
+        assert_eq!(of("tag:a, elb:app/web", alb), last);
+        assert_eq!(of("tag:a, elb:classic/web", "ELB web"), last);
+    }
+
+    #[test]
+    fn the_rank_tells_the_group_that_selects_and_primary_from_secondary() {
+        let mut settings = fake::settings();
+        settings.selection = "tag:a, vpc:vpc-1".parse().unwrap();
+        let mut i = fake::interface("eni-1", "i-1");
+        i.primary = false;
+        let rank = Rank {
+            group: 1,
+            secondary: true,
+            ..FIRST
+        };
+        assert_eq!(verdict(&i, &settings, &nowhere()), Verdict::Mirror(rank));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use mirror::converge::Run;
 use mirror::custom::Custom;
 use mirror::emf;
 use mirror::error::ApiError;
+use mirror::memory::Memory;
 use mirror::pace::Pacer;
 use mirror::reconcile::{Request, Swept, dry_run, explain, scheduled_sweep};
 use mirror::settings::{Settings, SettingsError, Teardown};
@@ -13,10 +14,6 @@ use serde_json::{Value, json};
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// Of all changes, what the sweep may make.
-const SHARE: f64 = 0.5;
-/// Changes that need not wait after a rest.
-const BURST: u32 = 5;
 /// Kept back of an invocation's time for its answer, CloudFormation's included.
 const RESERVE: Duration = Duration::from_secs(15);
 
@@ -25,6 +22,7 @@ struct Function {
     /// An error here answers each invocation: a function that ends at its start would be started again for ever.
     settings: Result<Settings, SettingsError>,
     pacer: Mutex<Pacer>,
+    memory: Memory,
 }
 
 async fn handle(function: &Function, event: LambdaEvent<Value>) -> Result<Value, Refusal> {
@@ -70,6 +68,7 @@ async fn converge(
         ports: &function.cloud,
         settings,
         pacer: &function.pacer,
+        memory: &function.memory,
         deadline,
     };
     let text = |e: ApiError| Refusal::service(&format!("nothing could be listed: {e}"));
@@ -96,17 +95,20 @@ fn report(settings: &Settings, swept: &Swept) {
     let figures = [
         ("SessionsOurs", swept.ours),
         ("SessionsForeign", swept.foreign),
+        ("SessionsDrifted", swept.drifted),
+        ("QuotaHeadroom", swept.headroom),
     ];
-    println!(
-        "{}",
-        emf::line(
-            &settings.stack,
-            "reconcile",
-            cloud::epoch_ms(),
-            &swept.answer,
-            &figures
-        )
+    let lines = emf::lines(
+        &settings.stack,
+        "reconcile",
+        cloud::epoch_ms(),
+        &swept.answer,
+        &figures,
+        &[],
     );
+    for line in lines {
+        println!("{line}");
+    }
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -114,11 +116,12 @@ async fn main() -> Result<(), Error> {
     cloud::init_logs();
     let settings = Settings::read(cloud::env);
     let rate = settings.as_ref().map_or(1.0, |s| s.mutations_per_second);
-    let pacer = Mutex::new(Pacer::new(rate * SHARE, BURST));
+    let pacer = Mutex::new(Pacer::for_sweep(rate));
     let function: &'static Function = Box::leak(Box::new(Function {
         cloud: Cloud::from_env().await,
         settings,
         pacer,
+        memory: Memory::default(),
     }));
     run(service_fn(move |event| handle(function, event))).await
 }

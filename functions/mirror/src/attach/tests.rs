@@ -2,6 +2,8 @@ use super::*;
 use crate::answer::SkipReason;
 use crate::fake::{self, Fake, event_file, refused, session, tagged};
 use crate::interface::InstanceState;
+use crate::memory::Memory;
+use crate::ports::ClassicBalancer;
 use serde_json::json;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ async fn attach(fake: &Fake, payload: Value) -> Result<AttachAnswer, AttachError
         ports: fake,
         settings: &settings,
         pacer: &fake::pacer(),
+        memory: &Memory::default(),
         deadline: Duration::from_secs(60),
     };
     deliver(&run, &payload).await
@@ -293,6 +296,7 @@ async fn with_mirroring_off_nothing_is_made_and_ours_goes() {
         ports: &fake,
         settings: &settings,
         pacer: &fake::pacer(),
+        memory: &Memory::default(),
         deadline: Duration::from_secs(60),
     };
     let answer = bare(&run, &event_file("instance-running")).await.unwrap();
@@ -311,6 +315,7 @@ async fn the_analyser_is_found_by_its_name_and_never_mirrored() {
         ports: &fake,
         settings: &settings,
         pacer: &fake::pacer(),
+        memory: &Memory::default(),
         deadline: Duration::from_secs(60),
     };
     let answer = bare(&run, &event_file("instance-running")).await.unwrap();
@@ -340,4 +345,294 @@ async fn the_analyser_is_found_by_its_name_and_never_mirrored() {
             .len(),
         1
     );
+}
+
+/// A run until second 60 by these settings, with this memory.
+async fn attach_by(
+    fake: &Fake,
+    settings: &crate::settings::Settings,
+    memory: &Memory,
+    payload: Value,
+) -> AttachAnswer {
+    let run = Run {
+        ports: fake,
+        settings,
+        pacer: &fake::pacer(),
+        memory,
+        deadline: fake.state().now + Duration::from_secs(60),
+    };
+    deliver(&run, &payload).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_session_that_someone_removed_is_put_back_and_one_that_we_removed_is_not_looked_for() {
+    for event in ["trail-delete-session", "trail-detach-interface"] {
+        let fake = Fake::with_one_tagged();
+        let answer = attach(&fake, event_file(event)).await.unwrap();
+        assert_eq!(answer.answer.created.len(), 1, "{event}");
+    }
+    let fake = Fake::with_one_tagged();
+    let mut event = event_file("trail-delete-session");
+    event["detail"]["userIdentity"]["arn"] =
+        json!("arn:aws:sts::123456789012:assumed-role/fleet-ReconcileRole-1A2B/fleet-reconcile");
+    let answer = attach(&fake, event).await.unwrap();
+    assert_eq!((answer.ignored, answer.answer.created.len()), (1, 0));
+    assert!(fake.state().calls.is_empty());
+}
+
+#[tokio::test]
+async fn a_detached_interface_is_released_though_its_event_does_not_name_it() {
+    let fake = Fake::with_one_tagged();
+    fake.state().interfaces[0].status = crate::interface::InterfaceStatus::Available;
+    fake.state().sessions = vec![
+        session("tms-1", ENI, 100, Some(fake::STACK)),
+        session("tms-2", ENI, 7, None),
+    ];
+    attach(&fake, records(&["trail-detach-interface"]))
+        .await
+        .unwrap();
+    assert_eq!(fake.sessions_of(ENI), [("tms-2".to_owned(), 7)]);
+}
+
+#[tokio::test]
+async fn an_event_never_changes_what_another_event_of_any_kind_would_not() {
+    // What is looked up is what is: of a stopped instance each event, whatever it says, removes the session.
+    for event in [
+        "instance-pending",
+        "instance-running",
+        "instance-stopping",
+        "instance-stopped",
+        "asg-launch",
+        "asg-launch-lifecycle",
+        "asg-terminate",
+        "asg-terminate-lifecycle",
+        "tag-change-instance",
+        "tag-change-interface",
+        "ecs-task-running",
+        "ecs-task-stopped",
+        "trail-run-instances",
+        "trail-create-interface",
+        "trail-attach-interface",
+        "trail-detach-interface",
+        "trail-delete-interface",
+        "trail-create-tags",
+        "trail-delete-tags",
+        "trail-delete-session",
+    ] {
+        let fake = Fake::with_one_tagged();
+        fake.state().interfaces[0].instance.as_mut().unwrap().state = InstanceState::Stopped;
+        fake.state().sessions = vec![session("tms-1", ENI, 100, Some(fake::STACK))];
+        let answer = attach(&fake, records(&[event, event])).await.unwrap();
+        assert_eq!(answer.answer.deleted.len(), 1, "{event}");
+        assert!(
+            fake.sessions_of(ENI).is_empty() && again(&answer).is_empty(),
+            "{event}"
+        );
+    }
+}
+
+/// 30 s after the event `instance-running`.
+fn half_a_minute_later() -> Option<Duration> {
+    Some(Duration::from_secs(1_794_432_594 + 30))
+}
+
+#[tokio::test]
+async fn what_is_not_visible_yet_comes_again_and_two_minutes_later_it_is_gone() {
+    let fake = Fake::new(vec![]);
+    fake.state().epoch = half_a_minute_later();
+    let answer = attach(&fake, records(&["instance-running", "instance-terminated"]))
+        .await
+        .unwrap();
+    assert_eq!(again(&answer), ["m-0"]);
+    let bare = attach(&fake, event_file("instance-running")).await;
+    assert!(bare.unwrap_err().to_string().contains("not visible yet"));
+    fake.state().now = Duration::from_secs(90);
+    let answer = attach(&fake, records(&["instance-running"])).await.unwrap();
+    assert!(again(&answer).is_empty());
+}
+
+#[tokio::test]
+async fn an_interface_that_is_described_before_a_create_finds_it_comes_again_while_it_is_new() {
+    let fake = Fake::with_one_tagged();
+    fake.state().epoch = half_a_minute_later();
+    let other = tagged("eni-00000002", "i-00000002");
+    fake.state().interfaces.push(other);
+    fake.fail("create", refused("InvalidNetworkInterfaceID.NotFound"), 1);
+    let mut second = event_file("instance-running");
+    second["detail"]["instance-id"] = json!("i-00000002");
+    let payload = json!({"Records": [
+        record("m-0", &event_file("instance-running").to_string()), record("m-1", &second.to_string())]});
+    let answer = attach(&fake, payload).await.unwrap();
+    // Creates go by interface id: that of the second message is the first.
+    assert_eq!(again(&answer), ["m-1"]);
+    assert_eq!(answer.answer.skipped[0].reason, SkipReason::InterfaceGone);
+}
+
+#[tokio::test]
+async fn an_instance_that_cannot_be_described_yet_comes_again_while_it_is_new() {
+    let fake = Fake::with_one_tagged();
+    fake.state().epoch = half_a_minute_later();
+    fake.state().interfaces[0].instance = None;
+    let answer = attach(&fake, records(&["instance-running"])).await.unwrap();
+    assert_eq!(answer.answer.skipped[0].reason, SkipReason::InstanceUnknown);
+    assert_eq!(again(&answer), ["m-0"]);
+}
+
+#[tokio::test]
+async fn a_refusal_is_remembered_by_the_process_and_skipped_with_its_reason() {
+    let fake = Fake::with_one_tagged();
+    fake.fail("create", refused("NetworkInterfaceNotSupported"), 1);
+    let (settings, memory) = (fake::settings(), Memory::default());
+    let event = || event_file("instance-running");
+    let first = attach_by(&fake, &settings, &memory, event()).await;
+    assert_eq!(first.answer.failed.len(), 1);
+    let second = attach_by(&fake, &settings, &memory, event()).await;
+    assert_eq!(second.answer.skipped[0].reason, SkipReason::Refused);
+    assert_eq!(fake.count("create"), 1);
+    // Another instance type is another question.
+    let resized = "m5.xlarge".to_owned();
+    fake.state().interfaces[0]
+        .instance
+        .as_mut()
+        .unwrap()
+        .instance_type = resized;
+    let third = attach_by(&fake, &settings, &memory, event()).await;
+    assert_eq!(third.answer.created.len(), 1);
+}
+
+#[tokio::test]
+async fn what_others_did_to_an_interface_is_not_remembered_against_it() {
+    let fake = Fake::with_one_tagged();
+    let full = "TrafficMirrorSessionsPerInterfaceLimitExceeded";
+    fake.fail("create", refused(full), 1);
+    let (settings, memory) = (fake::settings(), Memory::default());
+    let event = || event_file("instance-running");
+    attach_by(&fake, &settings, &memory, event()).await;
+    let second = attach_by(&fake, &settings, &memory, event()).await;
+    assert_eq!(second.answer.created.len(), 1);
+}
+
+#[tokio::test]
+async fn while_the_stack_is_being_deleted_nothing_is_made() {
+    let fake = Fake::with_one_tagged();
+    fake.state().leaving = true;
+    let answer = attach(&fake, records(&["instance-running"])).await.unwrap();
+    assert_eq!(answer.answer.skipped[0].reason, SkipReason::StackLeaving);
+    assert!(fake.state().sessions.is_empty() && again(&answer).is_empty());
+}
+
+#[tokio::test]
+async fn the_time_from_the_first_event_to_the_session_is_told() {
+    let fake = Fake::with_one_tagged();
+    fake.state().epoch = half_a_minute_later();
+    // Of the instance: 30 s ago, and later; of the interface: earlier, but it is the instance's launch that counts first.
+    let answer = attach(&fake, records(&["asg-launch", "instance-running"]))
+        .await
+        .unwrap();
+    assert_eq!(answer.latencies, [Duration::from_secs(30)]);
+    let fake = Fake::with_one_tagged();
+    let answer = attach(&fake, records(&["instance-running"])).await.unwrap();
+    assert!(answer.latencies.is_empty(), "the time of day is not known");
+}
+
+/// An instance of a load balancer, a task, a load balancer of its own kind, and one that none of them is.
+fn tied() -> Fake {
+    let task = |eni: &str| {
+        let mut task = fake::interface(eni, "i-1");
+        (task.instance, task.instance_id) = (None, None);
+        task.requester_managed = true;
+        task.description = "arn:aws:ecs:us-east-1:123456789012:attachment/1f".to_owned();
+        task
+    };
+    let mut alb = task("eni-00000003");
+    alb.description = "ELB app/web/50dc6c495c0c9188".to_owned();
+    let fake = Fake::new(vec![
+        fake::interface("eni-00000001", "i-00000001"),
+        task("eni-00000002"),
+        alb,
+        fake::interface("eni-00000004", "i-00000004"),
+        task("eni-00000005"),
+    ]);
+    fake.state().balancers = vec![ClassicBalancer {
+        name: "legacy".to_owned(),
+        instances: vec![InstanceId::new("i-00000001"), InstanceId::new("i-00000009")],
+    }];
+    fake.state().tasks = [
+        ("prod".to_owned(), vec![EniId::new("eni-00000002")]),
+        ("dev".to_owned(), vec![EniId::new("eni-00000005")]),
+    ]
+    .into();
+    fake
+}
+
+fn of_interfaces(enis: std::ops::RangeInclusive<u32>) -> Value {
+    let mut event = event_file("trail-create-tags");
+    let ids: Vec<_> = enis
+        .map(|n| json!({"resourceId": format!("eni-{n:08}")}))
+        .collect();
+    event["detail"]["requestParameters"] = json!({"resourcesSet": {"items": ids}});
+    event
+}
+
+#[tokio::test]
+async fn terms_that_ask_other_services_select_what_those_say_and_ask_no_more_than_they_must() {
+    for (selection, made, asked) in [
+        ("elb:legacy", vec!["eni-00000001"], vec!["balancers"]),
+        ("ecs:prod", vec!["eni-00000002"], vec!["tasks"]),
+        ("ecs:p*", vec!["eni-00000002"], vec!["clusters", "tasks"]),
+        ("ecs:none", vec![], vec!["tasks"]),
+        ("elb:app/web", vec!["eni-00000003"], vec![]),
+        (
+            "vpc:vpc-1, !ecs:*, !elb:legacy",
+            vec!["eni-00000004"],
+            vec!["balancers", "clusters", "tasks", "tasks"],
+        ),
+    ] {
+        let fake = tied();
+        let mut settings = fake::settings();
+        settings.selection = selection.parse().unwrap();
+        let answer = attach_by(&fake, &settings, &Memory::default(), of_interfaces(1..=5)).await;
+        let enis: Vec<_> = answer
+            .answer
+            .created
+            .iter()
+            .map(|t| t.eni.as_str())
+            .collect();
+        assert_eq!(enis, made, "{selection}");
+        let calls = fake.state().calls.clone();
+        let others = ["balancers", "clusters", "tasks"];
+        let calls: Vec<_> = calls
+            .iter()
+            .filter(|c| others.contains(&c.as_str()))
+            .collect();
+        assert_eq!(calls, asked, "{selection}");
+    }
+    // Where no interface is a task's, ECS is not asked.
+    let fake = tied();
+    let mut settings = fake::settings();
+    settings.selection = "ecs:prod, tag:a".parse().unwrap();
+    attach_by(&fake, &settings, &Memory::default(), of_interfaces(1..=1)).await;
+    assert_eq!(fake.count("tasks"), 0);
+}
+
+#[tokio::test]
+async fn a_term_that_cannot_be_looked_up_changes_nothing_and_its_messages_come_again() {
+    let fake = tied();
+    fake.state().sessions = vec![session("tms-1", "eni-00000001", 100, Some(fake::STACK))];
+    let mut settings = fake::settings();
+    settings.selection = "elb:legacy".parse().unwrap();
+    fake.fail("balancers", refused("AccessDenied"), 1);
+    let payload = json!({"Records": [record("m-0", &of_interfaces(1..=5).to_string())]});
+    let answer = attach_by(&fake, &settings, &Memory::default(), payload).await;
+    assert_eq!(again(&answer), ["m-0"]);
+    assert_eq!(fake.state().sessions.len(), 1);
+}
+
+#[tokio::test]
+async fn the_interface_of_a_mirror_target_is_left_out() {
+    let fake = Fake::with_one_tagged();
+    fake.state().mirror_targets = vec![EniId::new(ENI)];
+    let answer = attach(&fake, event_file("instance-running")).await.unwrap();
+    assert_eq!(answer.answer.skipped[0].reason, SkipReason::MirrorTarget);
+    assert_eq!(fake.count("create"), 0);
 }

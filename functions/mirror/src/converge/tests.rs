@@ -1,5 +1,6 @@
 use super::*;
 use crate::fake::{self, Fake, refused, session, tagged};
+use crate::memory::Memory;
 use crate::plan::Session;
 use crate::verdict::{AnalyzerAt, desire};
 
@@ -32,6 +33,7 @@ async fn converge_seen(
         ports: fake,
         settings: &settings,
         pacer,
+        memory: &Memory::default(),
         deadline,
     };
     run.execute(&desired, plan).await
@@ -222,4 +224,99 @@ async fn changes_keep_the_pace_and_what_does_not_fit_is_left_to_the_sweep() {
     );
     assert_eq!(outcome.answer.skipped.len(), 6);
     assert!(outcome.retryable.is_empty());
+}
+
+#[tokio::test]
+async fn the_wait_before_a_retry_lies_between_half_and_the_whole() {
+    for (hurry, waited) in [(0.0, 1000), (0.5, 750), (1.0, 500)] {
+        let fake = Fake::with_one_tagged();
+        fake.state().hurry = hurry;
+        fake.fail("create", refused("RequestLimitExceeded"), 1);
+        converge(&fake).await;
+        assert_eq!(fake.now(), Duration::from_millis(waited), "{hurry}");
+    }
+}
+
+#[test]
+fn a_random_number_is_drawn_from_a_token_where_there_is_no_other() {
+    struct Tokens(std::cell::Cell<u32>);
+    // Not shared between threads here; the trait asks for it.
+    struct Port(Mutex<Tokens>);
+    impl Sessions for Port {
+        async fn create(&self, _: NewSession<'_>) -> Result<SessionId, ApiError> {
+            Err(refused("no"))
+        }
+        async fn modify(
+            &self,
+            _: &SessionId,
+            _: SessionNumber,
+            _: &crate::plan::SessionSpec,
+        ) -> Result<(), ApiError> {
+            Err(refused("no"))
+        }
+        async fn delete(&self, _: &SessionId) -> Result<(), ApiError> {
+            Err(refused("no"))
+        }
+        fn token(&self) -> String {
+            let tokens = self.0.lock().unwrap();
+            tokens.0.set(tokens.0.get() + 1);
+            format!("{:032x}", tokens.0.get())
+        }
+    }
+    let port = Port(Mutex::new(Tokens(std::cell::Cell::new(0))));
+    let drawn: Vec<f64> = (0..1000).map(|_| port.random()).collect();
+    assert!(drawn.iter().all(|r| (0.0..=1.0).contains(r)));
+    for tenth in 0..10 {
+        let from = f64::from(tenth) / 10.0;
+        let within = drawn.iter().filter(|r| (from..from + 0.1).contains(*r));
+        let n = within.count();
+        assert!((50..150).contains(&n), "{n} of 1,000 from {from}");
+    }
+}
+
+/// 150 interfaces without a session, and somebody who makes ours on half of them while the first is waited for.
+async fn beside_another(meanwhile: usize) -> (Fake, Outcome) {
+    let fake = Fake::new(
+        (0..150)
+            .map(|n| tagged(&format!("eni-{n:03}"), &format!("i-{n:03}")))
+            .collect(),
+    );
+    fake.state().sessions = (150 - meanwhile..150)
+        .map(|n| {
+            let (id, eni) = (format!("tms-x{n}"), format!("eni-{n:03}"));
+            session(&id, &eni, 100, Some(fake::STACK))
+        })
+        .collect();
+    let pacer = Mutex::new(Pacer::new(1.0, 1));
+    let outcome = converge_seen(&fake, &[], &pacer, Duration::from_secs(600)).await;
+    (fake, outcome)
+}
+
+#[tokio::test]
+async fn a_plan_that_is_a_minute_old_is_made_anew_before_what_another_run_did_is_tried() {
+    let (fake, outcome) = beside_another(80).await;
+    assert_eq!(outcome.answer.created.len(), 70);
+    assert!(outcome.answer.failed.is_empty() && outcome.retryable.is_empty());
+    // Creates at 0 to 60 s by the old plan; then one look, which knows of the 80.
+    assert_eq!((fake.count("create"), fake.count("sessions")), (70, 1));
+    assert_eq!(fake.state().sessions.len(), 150);
+}
+
+#[tokio::test]
+async fn a_long_run_ends_when_the_stack_is_deleted() {
+    let fake = Fake::new(
+        (0..100)
+            .map(|n| tagged(&format!("eni-{n:03}"), &format!("i-{n:03}")))
+            .collect(),
+    );
+    fake.state().leaving = true;
+    let pacer = Mutex::new(Pacer::new(1.0, 1));
+    // Executed by a plan that was made before.
+    let outcome = converge_seen(&fake, &[], &pacer, Duration::from_secs(600)).await;
+    let left = |s: &&Skipped| s.reason == SkipReason::StackLeaving;
+    assert_eq!(
+        outcome.answer.skipped.iter().filter(left).count(),
+        100 - outcome.answer.created.len()
+    );
+    assert!(fake.now() <= Duration::from_secs(62), "{:?}", fake.now());
 }

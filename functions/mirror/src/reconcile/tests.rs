@@ -1,5 +1,6 @@
 use super::*;
 use crate::fake::{self, Fake, event_file, interface, session, tagged};
+use crate::memory::Memory;
 use crate::pace::Pacer;
 use serde_json::json;
 use std::sync::Mutex;
@@ -14,6 +15,7 @@ fn with<T>(fake: &Fake, work: impl AsyncFnOnce(&Run<'_, Fake>) -> T) -> T {
         ports: fake,
         settings: &settings,
         pacer: &pacer,
+        memory: &Memory::default(),
         deadline: Duration::from_secs(60),
     };
     tokio::runtime::Builder::new_current_thread()
@@ -261,6 +263,7 @@ fn explain_names_the_term_that_excludes() {
         ports: &fake,
         settings: &settings,
         pacer: &pacer,
+        memory: &Memory::default(),
         deadline: Duration::from_secs(60),
     };
     let hint = Hint {
@@ -290,6 +293,7 @@ fn busy_minute(
         ports: &fake,
         settings: &settings,
         pacer: &Mutex::new(Pacer::new(1.0, 1)),
+        memory: &Memory::default(),
         deadline,
     };
     let swept = tokio::runtime::Builder::new_current_thread()
@@ -332,4 +336,180 @@ fn a_scheduled_sweep_ends_with_its_invocation_too() {
         scheduled_sweep(r).await
     });
     assert_eq!(made, 28);
+}
+
+/// What [`explain`] says of [`ENI`] by these settings, after `before` has run in the same process.
+fn explained_by(fake: &Fake, settings: &Settings, memory: &Memory) -> Explained {
+    let run = Run {
+        ports: fake,
+        settings,
+        pacer: &fake::pacer(),
+        memory,
+        deadline: Duration::from_secs(60),
+    };
+    let of = Hint {
+        enis: [EniId::new(ENI)].into(),
+        ..Hint::default()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let said = { runtime }.build().unwrap().block_on(explain(&run, &of));
+    said.unwrap().remove(0)
+}
+
+/// What a dry run says of it.
+fn dry_by(fake: &Fake, settings: &Settings, memory: &Memory) -> Swept {
+    let run = Run {
+        ports: fake,
+        settings,
+        pacer: &fake::pacer(),
+        memory,
+        deadline: Duration::from_secs(60),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    { runtime }
+        .build()
+        .unwrap()
+        .block_on(dry_run(&run))
+        .unwrap()
+}
+
+#[test]
+fn each_skip_reason_is_explained_in_words_and_stands_in_the_dry_run() {
+    use crate::interface::{InstanceState, InterfaceStatus};
+    type Change = fn(&mut crate::fake::State, &mut Settings);
+    fn interface(state: &mut crate::fake::State) -> &mut crate::interface::Interface {
+        &mut state.interfaces[0]
+    }
+    fn stopped(state: &mut crate::fake::State, _: &mut Settings) {
+        interface(state).instance.as_mut().unwrap().state = InstanceState::Stopped;
+    }
+    fn by_vpc(state: &mut crate::fake::State, settings: &mut Settings, description: &str) {
+        settings.selection = "vpc:vpc-1".parse().unwrap();
+        let i = interface(state);
+        (i.instance, i.instance_id, i.primary) = (None, None, false);
+        (i.requester_managed, i.description) = (true, description.to_owned());
+    }
+    let cases: [(SkipReason, Change); 18] = [
+        (SkipReason::MirroringOff, |_, s| s.mirroring = false),
+        (SkipReason::StackLeaving, |f, _| f.leaving = true),
+        (SkipReason::NotAttached, |f, _| {
+            interface(f).status = InterfaceStatus::Available;
+        }),
+        (SkipReason::Changing, |f, _| {
+            interface(f).status = InterfaceStatus::Detaching;
+        }),
+        (SkipReason::InstanceStopped, stopped),
+        (SkipReason::InstanceUnknown, |f, _| {
+            interface(f).instance = None;
+        }),
+        (SkipReason::InterfaceType, |f, _| {
+            interface(f).kind = "trunk".to_owned();
+        }),
+        (SkipReason::RequesterManaged, |f, s| {
+            by_vpc(f, s, "EFS mount target for fs-1");
+        }),
+        (SkipReason::LoadBalancer, |f, s| {
+            by_vpc(f, s, "ELB app/web/50dc6c495c0c9188");
+        }),
+        (SkipReason::MirrorTarget, |f, _| {
+            f.mirror_targets = vec![EniId::new(ENI)];
+        }),
+        (SkipReason::Refused, |_, _| {}),
+        (SkipReason::Ipv6Only, |f, _| {
+            interface(f).addresses = vec!["2001:db8::1".parse().unwrap()];
+        }),
+        (SkipReason::OwnInterface, |_, s| {
+            s.own_security_groups = ["sg-app".to_owned()].into();
+        }),
+        (SkipReason::AnalyzerInterface, |_, s| {
+            let at = "10.0.0.7".parse().unwrap();
+            s.analyzer = Some(crate::settings::Analyzer::Address(at));
+        }),
+        (SkipReason::AnalyzerUnresolved, |_, s| {
+            s.analyzer = Some(crate::settings::Analyzer::Name("waf.invalid".to_owned()));
+        }),
+        (SkipReason::InterfaceFull, |f, _| {
+            let foreign = |n| session(&format!("tms-{n}"), ENI, n, None);
+            f.sessions = (1..4).map(foreign).collect();
+        }),
+        (SkipReason::NoFreeNumber, |f, s| {
+            s.base = crate::id::SessionNumber::MAX;
+            f.sessions = vec![session("tms-1", ENI, 32766, None)];
+        }),
+        (SkipReason::AccountQuota, |f, s| {
+            s.session_headroom = crate::plan::SESSIONS_PER_ACCOUNT - 1;
+            f.sessions = vec![session("tms-1", "eni-other", 7, None)];
+        }),
+    ];
+    let mut seen = BTreeSet::new();
+    for (reason, change) in cases {
+        let fake = Fake::with_one_tagged();
+        let (mut settings, memory) = (fake::settings(), Memory::default());
+        change(&mut fake.state(), &mut settings);
+        if reason == SkipReason::Refused {
+            memory.refuse(&fake.state().interfaces[0], Duration::ZERO);
+        }
+        let said = explained_by(&fake, &settings, &memory);
+        assert_eq!((said.mirrored, &said.reason), (false, &reason.name()));
+        assert!(said.text.ends_with(reason.text()), "{}", said.text);
+        // By its own words it is selected; but without its instance nobody can tell.
+        let selected = said.text.contains("in Selection selects it, but ");
+        assert_eq!(
+            selected,
+            reason != SkipReason::InstanceUnknown,
+            "{}",
+            said.text
+        );
+        let dry = dry_by(&fake, &settings, &memory).answer;
+        let skips: Vec<_> = dry
+            .skipped
+            .iter()
+            .map(|s| (s.eni.as_str(), s.reason))
+            .collect();
+        assert_eq!(skips, [(ENI, reason)]);
+        assert!(dry.created.is_empty());
+        seen.insert(reason);
+    }
+    // The other two come only of a run that changes something.
+    seen.extend([SkipReason::InterfaceGone, SkipReason::LeftToSweep]);
+    assert_eq!(seen, SkipReason::ALL.into());
+}
+
+#[test]
+fn the_account_s_headroom_stays_free_and_the_sweep_says_what_is_left() {
+    let interfaces = |n: usize| (0..n).map(|n| tagged(&format!("eni-{n}"), &format!("i-{n}")));
+    let fake = Fake::new(interfaces(5).collect());
+    fake.state().sessions = vec![session("tms-x", "eni-other", 7, None)];
+    let mut settings = fake::settings();
+    settings.session_headroom = crate::plan::SESSIONS_PER_ACCOUNT - 4;
+    let memory = Memory::default();
+    let swept = dry_by(&fake, &settings, &memory);
+    assert_eq!((swept.answer.created.len(), swept.ours), (3, 3));
+    assert_eq!(swept.headroom, crate::plan::SESSIONS_PER_ACCOUNT - 4);
+    let without: Vec<_> = swept
+        .answer
+        .skipped
+        .iter()
+        .map(|s| s.eni.as_str())
+        .collect();
+    assert_eq!(without, ["eni-3", "eni-4"]);
+}
+
+#[test]
+fn drift_is_counted() {
+    let fake = mixed();
+    let swept = with(&fake, async |run| sweep(run).await).unwrap();
+    assert_eq!(swept.drifted, 1);
+    // After an update that replaced the target all of ours move, and nobody else's.
+    let fake = Fake::new(vec![tagged("eni-1", "i-1"), tagged("eni-2", "i-2")]);
+    fake.state().sessions = vec![
+        session("tms-1", "eni-1", 100, Some(fake::STACK)),
+        session("tms-2", "eni-2", 100, Some(fake::STACK)),
+        session("tms-3", "eni-2", 7, None),
+    ];
+    let mut settings = fake::settings();
+    settings.spec.target = crate::id::TargetId::new("tmt-new");
+    let swept = dry_by(&fake, &settings, &Memory::default());
+    assert_eq!((swept.drifted, swept.answer.modified.len()), (2, 2));
+    assert_eq!(swept.answer.created.len() + swept.answer.deleted.len(), 0);
 }

@@ -7,14 +7,31 @@
 //! kind        = "tag:" key [ "=" pattern ]      on the interface or its instance; without a value: the tag is there
 //!             | "vpc:" pattern | "subnet:" pattern | "eni:" pattern | "instance:" pattern
 //!             | "asg:" pattern                  Auto Scaling group, by name
-//!             | "eks:" cluster [ "/" nodegroup ]
+//!             | "eks:" cluster [ "/" nodegroup ]   nodes, and the interfaces that the CNI adds to them
+//!             | "ecs:" cluster                  the interfaces of its tasks (Fargate, and `awsvpc` on instances)
+//!             | "elb:" pattern                  instances that are registered with a Classic Load Balancer
+//!             | "elb:app/" pattern              the interfaces of an Application Load Balancer itself
+//!             | "elb:classic/" pattern          the interfaces of a Classic Load Balancer itself
 //!             | "interface:" ( "primary" | "all" )
 //! pattern     = text that may hold `*` (any characters, also none); "quoted" where it holds a blank or one of , & ! " ( )
 //! ```
 //!
-//! Precedence: `&` binds tighter than the comma, and **a `!` term always wins**: wherever it stands, an interface for
-//! which it holds is not selected. `interface:primary` does not select, it restricts the group that it stands in. In
-//! quotes, `\"`, `\\` and `\*` stand for the characters themselves. Keys and values are case-sensitive, as AWS's are.
+//! # Precedence
+//!
+//! 1. **A `!` term always wins**: wherever it stands, an interface for which it holds is not selected.
+//! 2. `&` binds tighter than the comma: `a & b, c` is (a and b) or c. There are no parentheses.
+//! 3. `interface:primary` does not select, it restricts the group that it stands in, and that group alone.
+//! 4. Where the account's sessions do not suffice for all, **the group that stands first is served first**
+//!    ([`crate::plan::Rank`]).
+//!
+//! In quotes, `\"`, `\\` and `\*` stand for the characters themselves. Keys and values are case-sensitive, as AWS's are.
+//!
+//! # Load balancers
+//!
+//! Their own interfaces belong to AWS, which documents that such cannot be sources; its own tools mirror those of
+//! Application and Classic Load Balancers all the same. So no other term ever selects one (`vpc:` would, and then half
+//! of all traffic would be copied twice): only `elb:app/NAME` and `elb:classic/NAME` do. They are tried, and a refusal is
+//! remembered. `elb:NAME` is another thing: the instances behind a Classic Load Balancer.
 
 mod parse;
 mod pattern;
@@ -22,7 +39,7 @@ mod pattern;
 pub use parse::{MAX_BYTES, MAX_TERMS, ParseError};
 pub use pattern::Pattern;
 
-use crate::interface::Interface;
+use crate::interface::{BalancerKind, Interface};
 use std::fmt;
 use std::str::FromStr;
 
@@ -33,6 +50,7 @@ const EKS_CLUSTER_TAGS: &[&str] = &[
     "eks:cluster-name",
     "eks:eks-cluster-name",
     "aws:eks:cluster-name",
+    "alpha.eksctl.io/cluster-name",
     "cluster.k8s.amazonaws.com/name",
 ];
 /// Tag whose **key** names the cluster, on self-managed nodes (value `owned` or `shared`).
@@ -61,6 +79,12 @@ pub enum Kind {
     Asg(Pattern),
     /// The EKS cluster, and the node group.
     Eks(Pattern, Option<Pattern>),
+    /// The ECS cluster whose task has the interface.
+    Ecs(Pattern),
+    /// The Classic Load Balancer with which its instance is registered.
+    BehindClassic(Pattern),
+    /// The load balancer that the interface itself belongs to.
+    Balancer(BalancerKind, Pattern),
     /// The primary interface of an instance. Restricts, does not select.
     Primary,
     /// Any interface: the default, spelt out. Restricts nothing, selects nothing.
@@ -89,6 +113,13 @@ impl Kind {
             Kind::Eks(cluster, group) => {
                 in_cluster(interface, cluster) && in_nodegroup(interface, group.as_ref())
             }
+            Kind::Ecs(cluster) => interface
+                .cluster()
+                .is_some_and(|name| cluster.matches(name)),
+            Kind::BehindClassic(p) => interface.ties.balancers.iter().any(|name| p.matches(name)),
+            Kind::Balancer(kind, p) => interface
+                .load_balancer()
+                .is_some_and(|(k, name)| k == *kind && p.matches(name)),
             Kind::Primary => interface.primary,
             Kind::AnyInterface => true,
         }
@@ -135,8 +166,8 @@ pub struct Selection {
 /// What an expression says of one interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judgement<'a> {
-    /// This group holds, and no `!` term does.
-    Selected(&'a [Term]),
+    /// This group holds, and no `!` term does; the first of them, and its place in the expression, from 0.
+    Selected(usize, &'a [Term]),
     /// This `!` term holds.
     Excluded(&'a Term),
     /// No group holds.
@@ -152,21 +183,53 @@ impl Selection {
         }
         self.groups
             .iter()
-            .find(|group| {
-                selects(group) && group.iter().all(|t| t.negated || t.kind.holds(interface))
+            .enumerate()
+            .find(|(_, group)| holds(group, interface))
+            .map_or(Judgement::Unselected, |(at, group)| {
+                Judgement::Selected(at, group)
             })
-            .map_or(Judgement::Unselected, |group| Judgement::Selected(group))
+    }
+
+    /// Whether the expression names the load balancer that the interface belongs to: without that, none of their own
+    /// interfaces is mirrored, whatever else selects it.
+    pub fn names_its_balancer(&self, interface: &Interface) -> bool {
+        let names = |t: &Term| !t.negated && matches!(t.kind, Kind::Balancer(..));
+        self.groups
+            .iter()
+            .any(|group| group.iter().any(names) && holds(group, interface))
+    }
+
+    /// Whether a term asks which instances are registered with Classic Load Balancers.
+    pub fn asks_for_classic_members(&self) -> bool {
+        self.kinds().any(|k| matches!(k, Kind::BehindClassic(_)))
+    }
+
+    /// The ECS clusters that terms ask for.
+    pub fn clusters(&self) -> impl Iterator<Item = &Pattern> {
+        self.kinds().filter_map(|k| match k {
+            Kind::Ecs(cluster) => Some(cluster),
+            _ => None,
+        })
+    }
+
+    fn kinds(&self) -> impl Iterator<Item = &Kind> {
+        self.groups.iter().flatten().map(|t| &t.kind)
     }
 
     /// Shorthand of [`Selection::judge`].
     pub fn selects(&self, interface: &Interface) -> bool {
-        matches!(self.judge(interface), Judgement::Selected(_))
+        matches!(self.judge(interface), Judgement::Selected(..))
     }
 
     /// The groups, as written.
     pub fn groups(&self) -> &[Vec<Term>] {
         &self.groups
     }
+}
+
+/// Whether all positive terms of a group hold, and it is one that selects. `!` terms are looked at before.
+fn holds(group: &[Term], interface: &Interface) -> bool {
+    selects(group) && group.iter().all(|t| t.negated || t.kind.holds(interface))
 }
 
 /// A group selects when one of its terms does more than exclude or restrict.
@@ -220,6 +283,10 @@ impl fmt::Display for Term {
                 write!(f, "eks:{cluster}")?;
                 group.as_ref().map_or(Ok(()), |g| write!(f, "/{g}"))
             }
+            Kind::Ecs(cluster) => write!(f, "ecs:{cluster}"),
+            Kind::BehindClassic(p) => write!(f, "elb:{p}"),
+            Kind::Balancer(BalancerKind::Application, p) => write!(f, "elb:app/{p}"),
+            Kind::Balancer(BalancerKind::Classic, p) => write!(f, "elb:classic/{p}"),
             Kind::Primary => f.write_str("interface:primary"),
             Kind::AnyInterface => f.write_str("interface:all"),
         }

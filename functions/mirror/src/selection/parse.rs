@@ -3,6 +3,7 @@
 use super::pattern::needs_quotes;
 use super::{Kind, Pattern, Selection, Term, selects};
 use crate::id::{EniId, InstanceId};
+use crate::interface::BalancerKind;
 use std::iter::Peekable;
 use std::str::Chars;
 
@@ -11,7 +12,7 @@ pub const MAX_BYTES: usize = 4096;
 /// Most terms in an expression.
 pub const MAX_TERMS: usize = 200;
 
-const KINDS: &str = "tag:, vpc:, subnet:, eni:, instance:, asg:, eks: or interface:";
+const KINDS: &str = "tag:, vpc:, subnet:, eni:, instance:, asg:, eks:, ecs:, elb: or interface:";
 
 /// Why an expression is refused. The message names the place and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -194,12 +195,10 @@ impl Parser<'_> {
                     }
                 }
             }
-            "elb" | "ecs" => {
-                let what = format!("`{name}:` is not supported by this version");
-                let remedy =
-                    "select the same instances by tag:, asg:, subnet: or vpc: instead".to_owned();
-                Err(error(start, what, remedy))
-            }
+            "ecs" => Ok(Kind::Ecs(
+                self.pattern(|c| c == '/', "the name of an ECS cluster")?,
+            )),
+            "elb" => self.elb(value_at),
             _ => Err(error(
                 start,
                 format!("`{name}:` is not a term"),
@@ -242,6 +241,27 @@ impl Parser<'_> {
         self.taken += 1;
         let group = self.pattern(|_| false, "the name of a node group")?;
         Ok(Kind::Eks(cluster, Some(group)))
+    }
+
+    /// `NAME`, `app/NAME` or `classic/NAME`. No load balancer has a slash in its name.
+    fn elb(&mut self, at: usize) -> Result<Kind, ParseError> {
+        let wanted = "the name of a load balancer";
+        let first = self.pattern(|c| c == '/', wanted)?;
+        if self.rest.next_if_eq(&'/').is_none() {
+            return Ok(Kind::BehindClassic(first));
+        }
+        self.taken += 1;
+        let kind = match first.as_literal() {
+            Some("app") => BalancerKind::Application,
+            Some("classic") => BalancerKind::Classic,
+            _ => {
+                let what = format!("{first} is no kind of load balancer that can be mirrored");
+                let remedy = "write `elb:app/NAME` or `elb:classic/NAME` for the load balancer's own interfaces, \
+                              `elb:NAME` for the instances behind a Classic Load Balancer";
+                return Err(error(at, what, remedy.to_owned()));
+            }
+        };
+        Ok(Kind::Balancer(kind, self.pattern(|c| c == '/', wanted)?))
     }
 
     /// A pattern for an id: without a star, one that lacks the prefix can never match and is refused.

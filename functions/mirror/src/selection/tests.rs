@@ -89,6 +89,116 @@ fn a_secondary_interface_is_left_out_by_interface_primary() {
     );
 }
 
+/// An interface as Elastic Load Balancing or ECS makes it: of no instance.
+fn made_by_a_service(description: &str) -> Interface {
+    let mut i = interface(&[]);
+    (i.instance, i.instance_id, i.primary) = (None, None, false);
+    (i.requester_managed, i.description) = (true, description.to_owned());
+    i
+}
+
+#[test]
+fn a_secondary_interface_of_the_cni_is_of_the_cluster_by_its_node_or_by_its_own_tags() {
+    let s = parse("eks:prod/workers");
+    let node = [
+        ("eks:cluster-name", "prod"),
+        ("eks:nodegroup-name", "workers"),
+    ];
+    let mut secondary = interface(&node);
+    secondary.primary = false;
+    secondary.description = "aws-K8S-i-1234567890abcdef0".to_owned();
+    assert!(s.selects(&secondary));
+    // The node could not be described yet, but the CNI tags what it adds.
+    secondary.instance = None;
+    secondary.tags.insert(
+        "cluster.k8s.amazonaws.com/name".to_owned(),
+        "prod".to_owned(),
+    );
+    assert!(parse("eks:prod").selects(&secondary));
+    assert!(!parse("eks:dev").selects(&secondary));
+    assert!(
+        !s.selects(&secondary),
+        "the group is known from the node alone"
+    );
+}
+
+#[test]
+fn ecs_selects_the_interfaces_of_the_tasks_of_a_cluster() {
+    let s = parse("ecs:prod*");
+    let mut task = made_by_a_service("arn:aws:ecs:eu-west-1:1:attachment/1f");
+    assert!(!s.selects(&task));
+    task.ties.cluster = Some("prod-blue".to_owned());
+    assert!(s.selects(&task));
+    assert!(!parse("ecs:dev").selects(&task));
+    task.ties.cluster = None;
+    task.tags
+        .insert("aws:ecs:clusterName".to_owned(), "prod".to_owned());
+    assert!(s.selects(&task), "ECS managed tags say it too");
+}
+
+#[test]
+fn elb_selects_what_is_registered_with_a_classic_load_balancer() {
+    let mut i = interface(&[]);
+    assert!(!parse("elb:legacy").selects(&i));
+    i.ties.balancers = vec!["other".to_owned(), "legacy".to_owned()];
+    assert!(parse("elb:legacy").selects(&i));
+    assert!(parse("elb:leg*").selects(&i));
+    assert!(!parse("elb:app/legacy").selects(&i));
+    assert!(!parse("vpc:vpc-*, !elb:legacy").selects(&i));
+}
+
+#[test]
+fn the_own_interfaces_of_a_load_balancer_are_named_by_kind() {
+    let alb = made_by_a_service("ELB app/web/50dc6c495c0c9188");
+    let classic = made_by_a_service("ELB web");
+    let nlb = made_by_a_service("ELB net/web/50dc6c495c0c9188");
+    let mut faked = alb.clone();
+    faked.requester_managed = false;
+    for (text, of_alb, of_classic) in [
+        ("elb:app/web", true, false),
+        ("elb:app/w*", true, false),
+        ("elb:app/api", false, false),
+        ("elb:classic/web", false, true),
+        ("elb:web", false, false),
+    ] {
+        let s = parse(text);
+        assert_eq!(s.selects(&alb), of_alb, "{text}");
+        assert_eq!(s.names_its_balancer(&alb), of_alb, "{text}");
+        assert_eq!(s.selects(&classic), of_classic, "{text}");
+        assert!(!s.selects(&nlb) && !s.selects(&faked), "{text}");
+    }
+    // Selected by something else, it is not named; and a term that excludes names nothing.
+    assert!(!parse("vpc:vpc-1").names_its_balancer(&alb));
+    assert!(parse("vpc:vpc-1, elb:app/web").names_its_balancer(&alb));
+    assert!(!parse("vpc:vpc-1, elb:app/web & subnet:subnet-9").names_its_balancer(&alb));
+    assert!(!parse("vpc:vpc-1, !elb:app/api").names_its_balancer(&alb));
+}
+
+#[test]
+fn it_says_what_must_be_looked_up_for_it() {
+    let s = parse("tag:a, elb:app/web");
+    assert!(!s.asks_for_classic_members() && s.clusters().next().is_none());
+    let s = parse("tag:a, !elb:legacy, ecs:prod");
+    assert!(s.asks_for_classic_members());
+    assert_eq!(
+        s.clusters().map(Pattern::to_string).collect::<Vec<_>>(),
+        ["prod"]
+    );
+}
+
+#[test]
+fn the_first_group_that_holds_is_the_one_that_is_named() {
+    let s = parse("tag:a, tag:b, vpc:vpc-1");
+    let at = |tags: &[(&str, &str)]| match s.judge(&interface(tags)) {
+        Judgement::Selected(at, _) => at,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(
+        (at(&[("b", ""), ("a", "")]), at(&[("b", "")]), at(&[])),
+        (0, 1, 2)
+    );
+}
+
 #[test]
 fn a_bang_excludes_from_every_group_wherever_it_stands() {
     let s = parse("tag:a=1 & !tag:x, tag:b=1");
@@ -123,11 +233,15 @@ fn an_error_names_the_column_and_the_remedy() {
         ("tag:a=1 & ", 11, "a term is missing"),
         ("tag:a=1 tag:b=2", 9, "unexpected `t`"),
         (
-            "tag:a=1, elb:legacy",
-            10,
-            "`elb:` is not supported by this version",
+            "tag:a=1, elb:net/web",
+            14,
+            "no kind of load balancer that can be mirrored",
         ),
-        ("ecs:prod", 1, "`ecs:` is not supported"),
+        ("elb:", 5, "a value is missing"),
+        ("elb:app/", 9, "a value is missing"),
+        ("elb:app/a/b", 10, "unexpected `/`"),
+        ("ecs:", 5, "a value is missing"),
+        ("ecs:prod/web", 9, "unexpected `/`"),
         ("colour:red", 1, "`colour:` is not a term"),
         ("true", 1, "`true` is not a term"),
         ("!tag:env=dev", 1, "only `!` terms"),
@@ -195,6 +309,10 @@ fn kind() -> impl Strategy<Value = Kind> {
         pattern("i-").prop_map(Kind::Instance),
         pattern("").prop_map(Kind::Asg),
         (pattern(""), proptest::option::of(pattern(""))).prop_map(|(c, g)| Kind::Eks(c, g)),
+        pattern("").prop_map(Kind::Ecs),
+        pattern("").prop_map(Kind::BehindClassic),
+        pattern("").prop_map(|p| Kind::Balancer(BalancerKind::Application, p)),
+        pattern("").prop_map(|p| Kind::Balancer(BalancerKind::Classic, p)),
     ]
 }
 
