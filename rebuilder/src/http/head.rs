@@ -151,6 +151,11 @@ impl HeadScan {
         }
     }
 
+    /// Whether nothing was looked at, and any request counts.
+    pub(super) fn fresh(&self) -> bool {
+        self.pos == 0 && !self.only_connect
+    }
+
     /// Where the request line begins; meaningful once the head is complete.
     pub(super) fn line_start(&self) -> usize {
         self.line_start

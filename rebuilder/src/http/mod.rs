@@ -20,6 +20,7 @@ mod health_check;
 mod heavy;
 mod methods;
 mod open;
+mod plain;
 mod proxy;
 mod row;
 mod search;

@@ -8,8 +8,9 @@ use super::client::forwarded_for;
 use super::context::Context;
 use super::framing::Verdict;
 use super::head::{Head, split};
+use super::plain::plain;
 use super::search::Origin;
-use super::{Flags, OriginSource, Request, wants_hop};
+use super::{Flags, OriginSource, Request};
 use crate::time::Timestamp;
 
 /// Bytes since the end of the previous message.
@@ -68,7 +69,9 @@ impl Open {
         }
         let raw = whole.map_or(Cow::Owned(raw), Cow::Borrowed);
         // It was split once, and its bytes are the same: the default is never taken.
+        let again = || plain(&raw).map(|(head, _)| head);
         let head = head
+            .or_else(again)
             .or_else(|| split(raw.get(..head_end)?, line_start))
             .unwrap_or_default();
         let (body_len, whole) = match rest {
@@ -114,7 +117,7 @@ impl Open {
         request.flags.set(Flags::SPOOFED, verdict.spoofed);
         request
             .flags
-            .set(Flags::HOP, cx.options.hop_persist && wants_hop(&request));
+            .set(Flags::HOP, cx.options.hop_persist && verdict.closes);
         request
     }
 }

@@ -8,6 +8,7 @@ use super::super::context::Context;
 use super::super::framing::judge;
 use super::super::head::{HeadScan, MAX_EMPTY, Reject, Scan, split};
 use super::super::open::{Building, Open};
+use super::super::plain::plain;
 use super::super::proxy::{self, Preamble};
 use super::super::search::{Origin, Search};
 use super::super::{Flags, Framing};
@@ -43,6 +44,7 @@ impl Direction {
                 building.raw.extend_from_slice(bytes);
                 (State::Preamble(building), bytes.len())
             }
+            Preamble::Absent if held == 0 => self.preface(cx, Building::default(), bytes, origin),
             Preamble::Absent => {
                 // What was held is read again as what it is: there may be a whole head in it, and more behind that.
                 let next = State::Preface(Building::default());
@@ -86,6 +88,9 @@ impl Direction {
                 return (State::Search { search, seen }, agreeing);
             }
             return (State::Opaque(PacketOutcome::Http2), bytes.len());
+        }
+        if agreeing < bytes.len() && held == 0 {
+            return self.head(cx, building, HeadScan::new(false), bytes, origin);
         }
         if agreeing < bytes.len() {
             return (self.no_preface(cx, &building), 0);
@@ -146,6 +151,19 @@ impl Direction {
     ) -> Stepped {
         building.touch(origin);
         let held = building.raw.len();
+        if held == 0 && scan.fresh() {
+            let longest = bytes.get(..cx.options.max_head).unwrap_or(bytes);
+            if let Some((head, end)) = plain(longest) {
+                let open = Open {
+                    building,
+                    line_start: 0,
+                    head_end: end,
+                    verdict: judge(bytes, &head),
+                    head: Some(head),
+                };
+                return self.headed(cx, open, bytes, end);
+            }
+        }
         // Looked at where they lie unless a part came before: most heads come whole, and are copied once, into `raw`.
         let data = if held == 0 {
             bytes
@@ -190,72 +208,73 @@ impl Direction {
             }
             Scan::Complete(end) => {
                 let line_start = scan.line_start();
-                let known = data.get(..end).and_then(|head| {
-                    let parts = split(head, line_start)?;
-                    let verdict = judge(head, &parts);
-                    Some((parts, verdict))
-                });
-                let Some((head, verdict)) = known else {
+                let head = data.get(..end).and_then(|head| split(head, line_start));
+                let Some(head) = head else {
                     cx.counters.skipped_bytes += held as u64;
                     return (self.reject(cx, Reject::Garbage), 0);
                 };
-                let used = end.saturating_sub(held);
-                let mut admitted = true;
-                if held == 0 {
-                    let body = match verdict.framing {
-                        Framing::None => Some(0),
-                        Framing::Length(length) => usize::try_from(length).ok(),
-                        Framing::Chunked => None,
-                    };
-                    let whole = body
-                        .and_then(|body| used.checked_add(body))
-                        .filter(|len| *len <= cx.options.max_request)
-                        .and_then(|len| bytes.get(..len));
-                    if let Some(whole) = whole {
-                        // As most requests come. It is handed on where it lies, and never held.
-                        let open = Open {
-                            building,
-                            line_start,
-                            head_end: end,
-                            head: Some(head),
-                            verdict,
-                        };
-                        let rest = Rest::Length(0);
-                        self.give_bytes(cx, open, Some(whole), &rest, Flags::empty());
-                        return (self.boundary(), whole.len());
-                    }
-                    admitted = cx.admit(&mut building.raw, used, used);
-                    building
-                        .raw
-                        .extend_from_slice(bytes.get(..used).unwrap_or_default());
-                } else {
+                let verdict = judge(data, &head);
+                if held > 0 {
                     building.raw.truncate(end);
                 }
-                let mut open = Open {
+                let open = Open {
                     building,
                     line_start,
                     head_end: end,
                     head: Some(head),
                     verdict,
                 };
-                let rest = match verdict.framing {
-                    Framing::None | Framing::Length(0) => {
-                        self.give(cx, open, &Rest::Length(0), Flags::empty());
-                        return (self.boundary(), used);
-                    }
-                    Framing::Length(length) => Rest::Length(length),
-                    Framing::Chunked => Rest::Chunked {
-                        coding: Chunked::new(cx.options.max_head),
-                        search: Search::default(),
-                    },
-                };
-                if !admitted {
-                    return (self.shed(cx, open, rest), used);
-                }
-                open.head = None;
-                (State::Body(Box::new(InBody { open, rest })), used)
+                self.headed(cx, open, bytes, end.saturating_sub(held))
             }
         }
+    }
+
+    /// Behind a head, which ends with the first `used` of `bytes`. It is held, or all of it lies in these.
+    fn headed(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut open: Open,
+        bytes: &[u8],
+        used: usize,
+    ) -> Stepped {
+        let framing = open.verdict.framing;
+        let mut admitted = true;
+        if open.building.raw.is_empty() {
+            let body = match framing {
+                Framing::None => Some(0),
+                Framing::Length(length) => usize::try_from(length).ok(),
+                Framing::Chunked => None,
+            };
+            let whole = body
+                .and_then(|body| used.checked_add(body))
+                .filter(|len| *len <= cx.options.max_request)
+                .and_then(|len| bytes.get(..len));
+            if let Some(whole) = whole {
+                // As most requests come. It is handed on where it lies, and never held.
+                let rest = Rest::Length(0);
+                self.give_bytes(cx, open, Some(whole), &rest, Flags::empty());
+                return (self.boundary(), whole.len());
+            }
+            let raw = &mut open.building.raw;
+            admitted = cx.admit(raw, used, used);
+            raw.extend_from_slice(bytes.get(..used).unwrap_or_default());
+        }
+        let rest = match framing {
+            Framing::None | Framing::Length(0) => {
+                self.give(cx, open, &Rest::Length(0), Flags::empty());
+                return (self.boundary(), used);
+            }
+            Framing::Length(length) => Rest::Length(length),
+            Framing::Chunked => Rest::Chunked {
+                coding: Chunked::new(cx.options.max_head),
+                search: Search::default(),
+            },
+        };
+        if !admitted {
+            return (self.shed(cx, open, rest), used);
+        }
+        open.head = None;
+        (State::Body(Box::new(InBody { open, rest })), used)
     }
 
     /// Bytes at a boundary are no request.

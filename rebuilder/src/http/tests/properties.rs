@@ -5,6 +5,8 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::super::head::{HeadScan, MAX_EMPTY, Reject, Scan, split};
+use super::super::plain::plain;
+use super::super::wants_hop;
 use super::*;
 
 /// A request and, in order, what must be found in it.
@@ -377,6 +379,43 @@ proptest! {
             skipped += there[whole..].iter().filter(|p| **p).count() as u64;
         }
         prop_assert_eq!(outcome.counters.skipped_bytes, skipped);
+    }
+
+    #[test]
+    fn what_the_fast_path_takes_the_full_one_takes_and_alike(sent in sent(), mutations in mutations()) {
+        // What is sent is plain but for empty lines before it and a method outside of the list.
+        let begun = sent.raw.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+        prop_assert!(plain(&sent.raw).is_some() == (begun == 0));
+        let bytes = mutate(sent.raw, &mutations);
+        // As it came, and with every cut before the end of the head.
+        let Some((head, len)) = plain(&bytes) else {
+            return Ok(());
+        };
+        for cut in 0..len {
+            prop_assert_eq!(plain(&bytes[..cut]), None);
+        }
+        let mut scan = HeadScan::new(false);
+        prop_assert_eq!(scan.scan(&bytes, usize::MAX), Scan::Complete(len));
+        prop_assert_eq!(scan.line_start(), 0);
+        prop_assert_eq!(split(&bytes[..len], 0), Some(head));
+    }
+
+    #[test]
+    fn hop_is_set_where_the_forward_stage_would_rewrite(
+        line in "(GET|PUT) / HTTP/1\\.[01]\r\n",
+        lists in prop::collection::vec(
+            ("(Connection|CONNECTION |connection|Connections)", "(close|Keep-Alive|CLOSE|x|, ){0,3}"),
+            0..3,
+        ),
+    ) {
+        let mut raw = line.into_bytes();
+        for (name, value) in lists {
+            raw.extend(format!("{name}: {value}\r\n").into_bytes());
+        }
+        raw.extend(b"\r\n");
+        let outcome = one(&raw);
+        let request = outcome.only();
+        prop_assert_eq!(request.flags.contains(Flags::HOP), wants_hop(request));
     }
 
     #[test]
