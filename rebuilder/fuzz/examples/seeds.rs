@@ -262,6 +262,28 @@ fn main() -> io::Result<()> {
             plain[..plain.len() - 3].to_vec(),
         ],
     )?;
+    // Any bytes: a block of one packet that says more than it has. Built: a number of packets, then each one's kind,
+    // length, time, length on the wire and room; then damage.
+    let built = |damage: &[u8]| -> Vec<u8> {
+        let packets = (0..5).flat_map(|n| [n * 43, 60 + n, 7, 0, 0, 0, 9, 0, 0, 0, n, n]);
+        [&[1, 5][..], &packets.collect::<Vec<_>>(), damage].concat()
+    };
+    let words = [
+        1_u32, 48, 1, 9, 48, 0, 0, 0, 0, 0, 0, 0, 64, 7, 9, 16, 16, 1,
+    ];
+    let raw_block = words.iter().flat_map(|word| word.to_ne_bytes());
+    let raw_block = raw_block.chain([64, 0, 64, 0]).chain([0; 60]);
+    write(
+        "ring",
+        &[
+            [0].into_iter().chain(raw_block).collect(),
+            built(&[]),
+            // Of the first packet (words 12 to 17 of the block) the offset to the next and the bytes kept; of the block the
+            // number of packets.
+            built(&[12, 0, 0, 3, 16, 0, 12, 0, 0, 3, 0, 1]),
+            built(&[15, 0, 0, 2, 0, 3, 0, 0, 0, 200]),
+        ],
+    )?;
     // Scripts: a mode, and steps that the fuzzer takes on from.
     let script = |mode: u8, step: &[u8]| [&[mode][..], &step.repeat(12)].concat();
     write(

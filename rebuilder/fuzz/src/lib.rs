@@ -14,6 +14,7 @@ mod input;
 mod parsers;
 mod pipeline;
 mod requests;
+mod ring;
 mod stream;
 mod wire;
 
@@ -23,6 +24,7 @@ pub use frame::{frame, vxlan};
 pub use http::{http, http_built};
 pub use parsers::{answer, chunked, client, head, proxy, search, text};
 pub use pipeline::pipeline;
+pub use ring::ring;
 pub use stream::stream;
 
 /// A target: its name is that of its binary and of its folders in `seeds/` and `crashers/`.
@@ -41,6 +43,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("http_built", http_built),
     ("pipeline", pipeline),
     ("proxy", proxy),
+    ("ring", ring),
     ("search", search),
     ("stream", stream),
     ("text", text),

@@ -32,7 +32,7 @@ use std::time::Duration;
 use libc::{c_int, c_uint};
 use socket2::{Domain, Socket, Type};
 
-use self::block::{COUNT_AT, Cursor, STATUS_AT};
+use self::block::{COUNT_AT, Cursor, Packet, STATUS_AT};
 pub(super) use self::filter::nothing;
 use super::sys::{Blocks, Words, bind_to_all, get_words, set_option, set_program};
 use super::udp::{BindError, MAX_DATAGRAM, Reservation, link_type};
@@ -244,14 +244,8 @@ impl RingReceiver {
                 && let Some(packet) = cursor.next(block)
             {
                 datagrams += 1;
-                if packet.segmented || packet.len > LONGEST_PACKET {
-                    self.super_frames += 1;
-                }
-                f(Frame {
-                    ts: packet.ts,
-                    link: self.link,
-                    data: datagram::payload(packet.ethertype, port, packet.data),
-                });
+                self.super_frames += u64::from(is_super_frame(&packet));
+                f(frame(&packet, port, self.link));
             }
             if datagrams >= budget && cursor.left() > 0 {
                 return Drained {
@@ -314,6 +308,34 @@ impl RingReceiver {
             .count();
         waiting as f64 / count as f64
     }
+}
+
+/// The datagram in a packet, as a UDP socket on `port` would give it.
+fn frame<'a>(packet: &Packet<'a>, port: u16, link: LinkType) -> Frame<'a> {
+    Frame {
+        ts: packet.ts,
+        link,
+        data: datagram::payload(packet.ethertype, port, packet.data),
+    }
+}
+
+/// See [`RingReceiver::super_frames`].
+fn is_super_frame(packet: &Packet<'_>) -> bool {
+    packet.segmented || packet.len > LONGEST_PACKET
+}
+
+/// What a ring on `port` hands over of a block that the kernel has written: each datagram, and whether it came in a
+/// packet that was several ones of the wire. The number of packets that could not be read.
+#[cfg(feature = "fuzzing")]
+pub fn walk<'a>(block: &'a [u8], port: u16, mut f: impl FnMut(Frame<'a>, bool)) -> u32 {
+    let mut cursor = Cursor::new(block);
+    while let Some(packet) = cursor.next(block) {
+        f(
+            frame(&packet, port, link_type(port)),
+            is_super_frame(&packet),
+        );
+    }
+    cursor.left()
 }
 
 #[cfg(test)]
