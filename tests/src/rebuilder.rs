@@ -320,7 +320,9 @@ fn plain(line: &str) -> String {
 pub struct Metrics(BTreeMap<String, f64>);
 
 impl Metrics {
-    fn parse(text: &str) -> Self {
+    /// From the text of the page.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
         let sample = |line: &str| -> Option<(String, f64)> {
             if line.starts_with('#') {
                 return None;

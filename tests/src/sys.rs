@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::mem;
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -128,10 +128,20 @@ pub(crate) fn unacknowledged(socket: &TcpStream) -> io::Result<libc::c_int> {
 
 /// Processor time, user and system, of all children that have ended and been waited for (getrusage(2)).
 pub(crate) fn cpu_of_children() -> (Duration, Duration) {
+    usage(libc::RUSAGE_CHILDREN)
+}
+
+/// Processor time, user and system, of the calling thread (getrusage(2)).
+pub(crate) fn parts_of_this_thread() -> (Duration, Duration) {
+    usage(libc::RUSAGE_THREAD)
+}
+
+fn usage(whose: libc::c_int) -> (Duration, Duration) {
     // SAFETY: all bytes zero is a rusage.
     let mut usage: libc::rusage = unsafe { mem::zeroed() };
-    // SAFETY: the pointer is to `usage`, which the kernel fills in; it outlives the call, which cannot fail.
-    unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) };
+    // SAFETY: the pointer is to `usage`, which the kernel fills in; it outlives the call, which cannot fail with one of
+    // the constants above.
+    unsafe { libc::getrusage(whose, &raw mut usage) };
     let time = |time: libc::timeval| {
         let seconds = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
         seconds + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
@@ -152,6 +162,173 @@ pub(crate) fn cpu_of_this_thread() -> Duration {
     Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0)) + nanos
 }
 
+/// Processors that the calling thread may run on (sched_getaffinity(2)), in ascending order.
+///
+/// # Errors
+/// What the kernel says, `EINVAL` on a machine of more than 1,024 processors.
+pub(crate) fn processors() -> io::Result<Vec<usize>> {
+    // SAFETY: all bytes zero is an empty set.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: pointer and size describe `set`, which outlives the call; 0 is the calling thread.
+    check(unsafe { libc::sched_getaffinity(0, mem::size_of_val(&set), &raw mut set) })?;
+    let all = 0..usize::try_from(libc::CPU_SETSIZE).map_err(io::Error::other)?;
+    // SAFETY: each number is below CPU_SETSIZE, so within the set.
+    Ok(all
+        .filter(|&n| unsafe { libc::CPU_ISSET(n, &set) })
+        .collect())
+}
+
+/// Keeps the calling thread on a processor.
+///
+/// # Errors
+/// What the kernel says, `EINVAL` where there is no such processor.
+pub(crate) fn pin_this_thread(processor: usize) -> io::Result<()> {
+    if processor >= usize::try_from(libc::CPU_SETSIZE).map_err(io::Error::other)? {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: all bytes zero is an empty set.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: the number is below CPU_SETSIZE, as was just checked, so within the set.
+    unsafe { libc::CPU_SET(processor, &mut set) };
+    // SAFETY: pointer and size describe `set`, which outlives the call; 0 is the calling thread.
+    check(unsafe { libc::sched_setaffinity(0, mem::size_of_val(&set), &raw const set) })?;
+    Ok(())
+}
+
+/// Processor time of a process so far (clock_getcpuclockid(3)), to the nanosecond.
+///
+/// # Errors
+/// What the kernel says; `ESRCH` where there is no such process.
+pub(crate) fn cpu_of_process(pid: u32) -> io::Result<Duration> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: the pointer is to `clock`, which outlives the call.
+    let errno = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };
+    if errno != 0 {
+        return Err(io::Error::from_raw_os_error(errno));
+    }
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to `time`, which the kernel fills in; it outlives the call.
+    check(unsafe { libc::clock_gettime(clock, &raw mut time) })?;
+    let nanos = Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or(0));
+    Ok(Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0)) + nanos)
+}
+
+/// Lets a socket hold so many bytes, whatever the system's limit is.
+///
+/// # Errors
+/// What the kernel says; `EPERM` without `CAP_NET_ADMIN`.
+pub(crate) fn force_receive_buffer(socket: &UdpSocket, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).map_err(io::Error::other)?;
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &bytes)
+}
+
+/// Has a packet socket hand its frames to the device itself, past the queue that the device may have.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn bypass_queue(socket: &File) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    set_option(socket, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, &on)
+}
+
+/// Buffers for many datagrams, and what the kernel is told of them; made once, because that takes longer than reading.
+pub(crate) struct Buffers {
+    headers: Vec<libc::mmsghdr>,
+    // What the headers point to. Neither is touched as long as they live.
+    _vectors: Vec<libc::iovec>,
+    _bytes: Vec<u8>,
+}
+
+impl Buffers {
+    /// So many, of so many bytes each.
+    pub(crate) fn new(count: usize, size: usize) -> Self {
+        let mut bytes = vec![0_u8; count * size];
+        let mut vectors: Vec<libc::iovec> = bytes
+            .chunks_exact_mut(size)
+            .map(|buffer| libc::iovec {
+                iov_base: buffer.as_mut_ptr().cast(),
+                iov_len: buffer.len(),
+            })
+            .collect();
+        let headers = vectors
+            .iter_mut()
+            .map(|vector| {
+                // SAFETY: all bytes zero is an mmsghdr that names nothing.
+                let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
+                header.msg_hdr.msg_iov = vector;
+                header.msg_hdr.msg_iovlen = 1;
+                header
+            })
+            .collect();
+        Self {
+            headers,
+            _vectors: vectors,
+            _bytes: bytes,
+        }
+    }
+
+    /// Waits for a datagram, and takes it with all that wait behind it (recvmmsg(2), `MSG_WAITFORONE`): the length of
+    /// each.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) fn receive(
+        &mut self,
+        socket: &UdpSocket,
+    ) -> io::Result<impl Iterator<Item = usize>> {
+        let count = libc::c_uint::try_from(self.headers.len()).map_err(io::Error::other)?;
+        // SAFETY: `headers` has `count` headers, each with one iovec of `_vectors`, each of which names its own part of
+        // `_bytes`; all three live as long as `self`, which is borrowed mutably, and nobody else looks at them. Moving
+        // `self` does not move what the vectors own.
+        let got = check(unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                count,
+                libc::MSG_WAITFORONE,
+                std::ptr::null_mut(),
+            )
+        })?;
+        let got = usize::try_from(got).map_err(io::Error::other)?;
+        let lengths = self.headers.iter().take(got).map(|header| header.msg_len);
+        Ok(lengths.map(|length| usize::try_from(length).unwrap_or(usize::MAX)))
+    }
+}
+
+/// Sends frames by a packet socket that is bound to its device (sendmmsg(2)): how many the kernel took.
+///
+/// # Errors
+/// What the kernel says of the first; `ENOBUFS` where the device takes none now.
+pub(crate) fn send_all(socket: &File, frames: &[&[u8]]) -> io::Result<usize> {
+    let mut vectors: Vec<libc::iovec> = frames
+        .iter()
+        .map(|frame| libc::iovec {
+            iov_base: frame.as_ptr().cast_mut().cast(),
+            iov_len: frame.len(),
+        })
+        .collect();
+    let mut headers: Vec<libc::mmsghdr> = vectors
+        .iter_mut()
+        .map(|vector| {
+            // SAFETY: all bytes zero is an mmsghdr that names nothing.
+            let mut header: libc::mmsghdr = unsafe { mem::zeroed() };
+            header.msg_hdr.msg_iov = vector;
+            header.msg_hdr.msg_iovlen = 1;
+            header
+        })
+        .collect();
+    let count = libc::c_uint::try_from(headers.len()).map_err(io::Error::other)?;
+    // SAFETY: `headers` has `count` headers, each with one iovec of `vectors`, each of which names a frame; all of them
+    // outlive the call, which writes to the headers only.
+    let sent =
+        check(unsafe { libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), count, 0) })?;
+    usize::try_from(sent).map_err(io::Error::other)
+}
+
 /// Runs the calling thread before all ordinary ones (`SCHED_FIFO`). Where that is not allowed, it goes on as it was.
 pub(crate) fn run_first() {
     let parameters = libc::sched_param { sched_priority: 1 };
@@ -160,7 +337,7 @@ pub(crate) fn run_first() {
 }
 
 fn set_option<T>(
-    socket: &File,
+    socket: &impl AsRawFd,
     level: libc::c_int,
     name: libc::c_int,
     value: &T,

@@ -110,7 +110,9 @@ const COMPARED: [(usize, &[usize]); 3] = [(0, &[3, 4]), (1, &[5]), (2, &[5])];
 
 /// Measures all of them.
 pub(crate) fn run() -> anyhow::Result<Vec<Row>> {
-    let sink = Sink::start()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("sink");
+    let sink = Sink::start(command)?;
     let mut times = [const { Vec::new() }; SUBJECTS.len()];
     for _ in 0..RUNS {
         for (subject, times) in SUBJECTS.iter().zip(&mut times) {
@@ -305,15 +307,15 @@ fn connection(to: SocketAddr, requests: usize) -> anyhow::Result<Duration> {
 }
 
 /// The sink's process; ends with this value.
-struct Sink {
+pub(crate) struct Sink {
     process: Child,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl Sink {
-    fn start() -> anyhow::Result<Self> {
-        let mut process = Command::new(std::env::current_exe()?)
-            .arg("sink")
+    /// By a command that runs [`sink`].
+    pub(crate) fn start(mut command: Command) -> anyhow::Result<Self> {
+        let mut process = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

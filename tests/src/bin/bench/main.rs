@@ -2,6 +2,7 @@
 
 mod capture;
 mod egress;
+mod live;
 mod offline;
 mod table;
 
@@ -25,6 +26,10 @@ struct Options {
 enum What {
     /// Captures in files only.
     Offline,
+    /// Packets through a virtual wire only.
+    Live,
+    /// Whether packets are lost at 80 % of the rate at which they can be sent: five runs of 20 seconds, not part of the table.
+    Loss,
     /// Sending requests only.
     Egress,
     /// What they are sent to: says its address, answers, and ends with its input.
@@ -49,27 +54,37 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> anyhow::Result<()> {
+    let directory = &options.directory;
     match &options.what {
         Some(What::Walk { file }) => {
             offline::walk(file).with_context(|| file.display().to_string())?;
             return Ok(());
         }
         Some(What::Sink) => return egress::sink(),
-        Some(What::Egress) => {
-            table::print(&egress::run()?);
-            return Ok(());
-        }
-        Some(What::Offline) | None => {}
+        _ => {}
     }
-    std::fs::create_dir_all(&options.directory)
-        .with_context(|| options.directory.display().to_string())?;
-    let [both, inbound, mixed] = offline::captures(&options.directory)?;
-    let mut rows = offline::run("both directions", &both, true)?;
-    rows.extend(offline::run("inbound only", &inbound, false)?);
-    rows.extend(offline::run("both, packets mixed", &mixed, false)?);
-    if options.what.is_none() {
+    std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+    let wanted = |what: &What| {
+        let asked = options.what.as_ref();
+        asked.is_none_or(|asked| std::mem::discriminant(asked) == std::mem::discriminant(what))
+    };
+    if let Some(What::Loss) = options.what {
+        return live::loss(&offline::capture(directory)?);
+    }
+    let mut rows = Vec::new();
+    if wanted(&What::Offline) {
+        let [both, inbound, mixed] = offline::captures(directory)?;
+        rows.extend(offline::run("both directions", &both, true)?);
+        rows.extend(offline::run("inbound only", &inbound, false)?);
+        rows.extend(offline::run("both, packets mixed", &mixed, false)?);
+    }
+    if wanted(&What::Live) {
+        rows.extend(live::run(&offline::capture(directory)?)?);
+    }
+    if wanted(&What::Egress) {
         rows.extend(egress::run()?);
     }
+    table::print_machine();
     table::print(&rows);
     Ok(())
 }
