@@ -28,6 +28,15 @@ impl Keyed {
     }
 }
 
+impl Keyed {
+    /// The hash of some words: a third of what it takes to give them to a hasher one by one.
+    #[must_use]
+    pub fn words<const N: usize>(&self, words: [u64; N]) -> u64 {
+        let [a, b] = self.key;
+        SipHasher13::new_with_keys(a, b).hash(words.map(u64::to_le_bytes).as_flattened())
+    }
+}
+
 impl Default for Keyed {
     fn default() -> Self {
         Self::random()

@@ -71,7 +71,12 @@ fn raw(link: LinkType, data: &[u8]) {
         link,
         data,
     };
-    match decoder.decode(&frame) {
+    let mut general = Decoder::new(DecodeOptions::default());
+    general.never_plain = true;
+    let other = format!("{:?}", general.decode(&frame));
+    let decoded = decoder.decode(&frame);
+    assert_eq!(format!("{decoded:?}"), other, "two ways, two results");
+    match decoded {
         Ok(segment) => {
             assert_inside(&segment, data);
             if link == LinkType::Ethernet {

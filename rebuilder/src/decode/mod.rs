@@ -10,6 +10,8 @@
 //! `duplicate`, one that makes the packet unsound in `bad_ip`, one whose sender holds its share in `over_cap`, and the
 //! one that completes the packet in what that is.
 //!
+//! Most frames need none of that: `plain.rs` takes those apart by fixed places.
+//!
 //! Every layer is a pure function over a slice, lenient where a mirror or a sender's offloads make frames that no
 //! wire would carry: a frame cut behind its headers is *cut*, not bad; IP lengths of zero mean "the rest"; a wrong
 //! checksum counts against a frame only where they are usually right (`checksum.rs`), since a mirror copies frames
@@ -23,6 +25,7 @@ mod fragments;
 mod geneve;
 mod ip;
 mod link;
+mod plain;
 mod tcp;
 mod tunnel;
 mod vxlan;
@@ -122,6 +125,9 @@ pub struct Decoder {
     checksums: checksum::Checksums,
     /// The packets that became whole with the last frame, the outermost first.
     whole: [Vec<u8>; MAX_TUNNEL_DEPTH + 1],
+    /// Every frame goes the general way, so that both can be compared.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub never_plain: bool,
 }
 
 impl Decoder {
@@ -132,6 +138,8 @@ impl Decoder {
             fragments: fragments::Reassembler::default(),
             checksums: checksum::Checksums::new(options.checksum, options.hash),
             whole: Default::default(),
+            #[cfg(any(test, feature = "fuzzing"))]
+            never_plain: false,
             options,
         }
     }
@@ -166,11 +174,36 @@ impl Decoder {
     /// pieces), `link_type`, `vni_excluded`, `port_excluded`, `bad_checksum`, `bad_vxlan`, `bad_link`, `bad_ip`,
     /// `bad_tcp`.
     pub fn decode<'a>(&'a mut self, frame: &Frame<'a>) -> Result<Segment<'a>, PacketOutcome> {
+        if let Some(plain::Plain {
+            vni,
+            mirrored,
+            packet,
+            tcp,
+        }) = self.plain(frame)
+        {
+            self.options.admit(vni)?;
+            let (options, checksums) = (&self.options, &mut self.checksums);
+            return segment(options, checksums, frame.ts, vni, mirrored, &packet, &tcp);
+        }
+        self.decode_any(frame)
+    }
+
+    #[inline]
+    fn plain<'a>(&self, frame: &Frame<'a>) -> Option<plain::Plain<'a>> {
+        #[cfg(any(test, feature = "fuzzing"))]
+        if self.never_plain {
+            return None;
+        }
+        plain::open(frame)
+    }
+
+    fn decode_any<'a>(&'a mut self, frame: &Frame<'a>) -> Result<Segment<'a>, PacketOutcome> {
         let Self {
             options,
             fragments,
             checksums,
             whole,
+            ..
         } = self;
         // A packet in pieces may hold a tunnel that holds a piece of another one: each that this frame completes has a
         // buffer of its own.
@@ -224,26 +257,7 @@ impl Decoder {
                 return Err(PacketOutcome::NotTcp);
             }
             let tcp = tcp::open(packet.payload)?;
-            if !options.takes(tcp.src_port) && !options.takes(tcp.dst_port) {
-                return Err(PacketOutcome::PortExcluded);
-            }
-            if let Some(is_right) = checksum::verdict(&packet)
-                && !checksums.admit(is_right, || path(vni, mirrored))
-            {
-                return Err(PacketOutcome::BadChecksum);
-            }
-            return Ok(Segment {
-                ts: frame.ts,
-                vni,
-                src: SocketAddr::new(packet.src, tcp.src_port),
-                dst: SocketAddr::new(packet.dst, tcp.dst_port),
-                seq: tcp.seq,
-                ack: tcp.ack,
-                flags: tcp.flags,
-                urgent: tcp.urgent,
-                payload: tcp.payload,
-                cut: packet.missing,
-            });
+            return segment(options, checksums, frame.ts, vni, mirrored, &packet, &tcp);
         }
     }
 }
@@ -274,6 +288,39 @@ impl DecodeOptions {
     fn takes(&self, port: u16) -> bool {
         self.ports.is_empty() || self.ports.iter().any(|range| range.contains(&port))
     }
+}
+
+/// The last step of every way: the filters that look at ports and checksums.
+#[inline]
+fn segment<'a>(
+    options: &DecodeOptions,
+    checksums: &mut checksum::Checksums,
+    ts: Timestamp,
+    vni: Option<Vni>,
+    mirrored: (LinkType, &[u8]),
+    packet: &ip::IpPacket<'a>,
+    tcp: &tcp::Tcp<'a>,
+) -> Result<Segment<'a>, PacketOutcome> {
+    if !options.takes(tcp.src_port) && !options.takes(tcp.dst_port) {
+        return Err(PacketOutcome::PortExcluded);
+    }
+    if let Some(is_right) = checksum::verdict(packet)
+        && !checksums.admit(is_right, || path(vni, mirrored))
+    {
+        return Err(PacketOutcome::BadChecksum);
+    }
+    Ok(Segment {
+        ts,
+        vni,
+        src: SocketAddr::new(packet.src, tcp.src_port),
+        dst: SocketAddr::new(packet.dst, tcp.dst_port),
+        seq: tcp.seq,
+        ack: tcp.ack,
+        flags: tcp.flags,
+        urgent: tcp.urgent,
+        payload: tcp.payload,
+        cut: packet.missing,
+    })
 }
 
 /// What names the interface and the direction of a mirrored frame.

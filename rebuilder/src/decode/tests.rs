@@ -71,14 +71,23 @@ fn decode_as(link: LinkType, data: &[u8]) -> Result<Got, PacketOutcome> {
     decode_with(&[], link, data)
 }
 
+/// By the short way, where the frame is one for it, and by the general one: they come to the same.
 fn decode_with(vnis: &[u32], link: LinkType, data: &[u8]) -> Result<Got, PacketOutcome> {
-    let vnis = vnis.iter().copied().map(Vni).collect();
+    let vnis: Vec<_> = vnis.iter().copied().map(Vni).collect();
     let ts = Timestamp(5);
-    let mut decoder = Decoder::new(DecodeOptions {
-        vnis,
-        ..DecodeOptions::default()
-    });
-    decoder.decode(&Frame { ts, link, data }).map(|s| {
+    let decoder = || {
+        Decoder::new(DecodeOptions {
+            vnis: vnis.clone(),
+            ..DecodeOptions::default()
+        })
+    };
+    let mut general = decoder();
+    general.never_plain = true;
+    assert_eq!(
+        format!("{:?}", decoder().decode(&Frame { ts, link, data })),
+        format!("{:?}", general.decode(&Frame { ts, link, data })),
+    );
+    decoder().decode(&Frame { ts, link, data }).map(|s| {
         assert_eq!(s.ts, ts);
         Got {
             vni: s.vni.map(|v| v.0),
@@ -95,4 +104,41 @@ fn decode_with(vnis: &[u32], link: LinkType, data: &[u8]) -> Result<Got, PacketO
 
 fn decode(data: &[u8]) -> Result<Got, PacketOutcome> {
     decode_as(LinkType::Ethernet, data)
+}
+
+#[test]
+fn the_short_way_is_taken_and_comes_to_the_same() {
+    let bare = v4_frame(b"GET / HTTP/1.1");
+    let wrapped = datagram(4789, &vxlan(7, &bare));
+    let frames = [
+        (LinkType::Ethernet, &bare[..]),
+        (LinkType::Ethernet, &wrapped),
+        (LinkType::Vxlan, &vxlan(7, &bare)),
+    ];
+    for (link, data) in frames {
+        let frame = |data| Frame {
+            ts: Timestamp(5),
+            link,
+            data,
+        };
+        assert!(plain::open(&frame(data)).is_some(), "{link:?}");
+        // Each byte changed in each bit, and each length: both ways are asked.
+        for at in 0..data.len() {
+            for bit in 0..8 {
+                let mut changed = data.to_vec();
+                changed[at] ^= 1 << bit;
+                let _ = decode_as(link, &changed);
+            }
+            let _ = decode_as(link, &data[..at]);
+        }
+        let _ = decode_as(link, &[data, &[0; 9]].concat());
+    }
+    assert!(
+        plain::open(&Frame {
+            ts: Timestamp(5),
+            link: LinkType::Ethernet,
+            data: &v6_frame(b"x")
+        })
+        .is_none()
+    );
 }

@@ -1,9 +1,10 @@
 //! Capture files: pcap and pcapng, either one gzipped, read as a stream.
 //!
-//! The record parsers are those of `pcap-parser`; the window they look at is ours. Its own readers cannot grow their
-//! buffer by themselves, take one `read` for a whole header (a gzip stream gives less), and do not tell a block
-//! whose inner length lies from one that is not there yet. Here every record is framed first, then parsed, so that
-//! an error always knows its byte offset.
+//! The parsers of pcapng's blocks and of pcap's file header are those of `pcap-parser`; the window they look at is ours.
+//! Its own readers cannot grow their buffer by themselves, take one `read` for a whole header (a gzip stream gives less),
+//! and do not tell a block whose inner length lies from one that is not there yet. Here every record is framed first,
+//! then parsed, so that an error always knows its byte offset. A pcap record is four numbers and its bytes; they are
+//! read in place, for there is one a packet.
 //!
 //! Formats: pcap (draft-ietf-opsawg-pcap) with the magic numbers of both byte orders, microseconds and nanoseconds,
 //! and Kuznetsov's "modified" one; pcapng (draft-ietf-opsawg-pcapng) with any number of sections and interfaces.
@@ -19,14 +20,10 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
-use pcap_parser::nom;
-use pcap_parser::{
-    LegacyPcapBlock, PcapError, PcapHeader, parse_pcap_frame, parse_pcap_frame_be,
-    parse_pcap_frame_modified, parse_pcap_header,
-};
+use pcap_parser::{PcapHeader, parse_pcap_header};
 
 pub use self::pcapng::MAX_INTERFACES;
-use self::pcapng::Section;
+use self::pcapng::{Order, Section};
 use self::window::Window;
 use super::{Frame, LinkType};
 use crate::time::Timestamp;
@@ -87,12 +84,12 @@ pub enum CaptureError {
     },
 }
 
-type Parsed<'a, T> = nom::IResult<&'a [u8], T, PcapError<&'a [u8]>>;
-
-/// One of the three record layouts of pcap.
+/// One of the three record layouts of pcap: seconds, fraction, captured length and length on the wire, 32 bits each, then
+/// what only the modified layout has.
 #[derive(Clone, Copy)]
 struct PcapRecord {
-    parse: for<'a> fn(&'a [u8]) -> Parsed<'a, LegacyPcapBlock<'a>>,
+    order: Order,
+    /// Bytes before the packet's.
     header: usize,
 }
 
@@ -246,7 +243,7 @@ fn read_header(window: &mut Window) -> Result<Format, CaptureError> {
     }
     if !window.fill(PcapHeader::new().size())? {
         return match parse_pcap_header(window.bytes()) {
-            Err(nom::Err::Incomplete(_)) => Err(window.ends_inside(0)),
+            Err(pcap_parser::nom::Err::Incomplete(_)) => Err(window.ends_inside(0)),
             _ => Err(not_a_capture(window)),
         };
     }
@@ -254,21 +251,15 @@ fn read_header(window: &mut Window) -> Result<Format, CaptureError> {
         return Err(not_a_capture(window));
     };
     window.consume(header.size());
-    let record = if header.is_modified_format() {
-        PcapRecord {
-            parse: parse_pcap_frame_modified,
-            header: 24,
-        }
-    } else if header.is_bigendian() {
-        PcapRecord {
-            parse: parse_pcap_frame_be,
-            header: 16,
-        }
-    } else {
-        PcapRecord {
-            parse: parse_pcap_frame,
-            header: 16,
-        }
+    let modified = header.is_modified_format();
+    let record = PcapRecord {
+        // Nobody has seen the modified layout in the other order.
+        order: if header.is_bigendian() && !modified {
+            Order::Big
+        } else {
+            Order::Little
+        },
+        header: if modified { 24 } else { 16 },
     };
     Ok(Format::Pcap {
         record,
@@ -305,40 +296,34 @@ fn next_pcap(
     link: LinkType,
     nanos: u64,
 ) -> Result<Option<Located>, CaptureError> {
-    if window.at_end()? {
-        return Ok(None);
-    }
-    let mut need = record.header;
-    loop {
-        if !window.fill(need)? {
-            return Err(window.ends_inside(window.offset));
-        }
-        let (ts, len) = match (record.parse)(window.bytes()) {
-            Ok((_, block)) => {
-                let ts = u64::from(block.ts_sec) * 1_000_000_000 + u64::from(block.ts_usec) * nanos;
-                (Timestamp(ts), block.data.len())
-            }
-            Err(nom::Err::Incomplete(nom::Needed::Size(more))) => {
-                // The record's own length is in its header, so one round more is the last.
-                need = window.available().saturating_add(more.get());
-                if need > MAX_RECORD + record.header {
-                    return Err(window.corrupt(format!(
-                        "it claims {} bytes, more than any packet holds (at most {MAX_RECORD} are read)",
-                        need - record.header
-                    )));
-                }
-                continue;
-            }
-            Err(_) => return Err(window.corrupt("its header makes no sense")),
+    if !window.fill(record.header)? {
+        return if window.at_end()? {
+            Ok(None)
+        } else {
+            Err(window.ends_inside(window.offset))
         };
-        let start = window.start + record.header;
-        window.consume(record.header + len);
-        return Ok(Some(Located {
-            ts,
-            link,
-            data: start..start + len,
-        }));
     }
+    let Some([s0, s1, s2, s3, f0, f1, f2, f3, l0, l1, l2, l3]) = window.array::<12>(0) else {
+        return Err(window.ends_inside(window.offset));
+    };
+    let len = record.order.u32([l0, l1, l2, l3]) as usize;
+    if len > MAX_RECORD {
+        return Err(window.corrupt(format!(
+            "it claims {len} bytes, more than any packet holds (at most {MAX_RECORD} are read)"
+        )));
+    }
+    if !window.fill(record.header + len)? {
+        return Err(window.ends_inside(window.offset));
+    }
+    let seconds = u64::from(record.order.u32([s0, s1, s2, s3]));
+    let fraction = u64::from(record.order.u32([f0, f1, f2, f3]));
+    let start = window.start + record.header;
+    window.consume(record.header + len);
+    Ok(Some(Located {
+        ts: Timestamp(seconds * 1_000_000_000 + fraction * nanos),
+        link,
+        data: start..start + len,
+    }))
 }
 
 #[cfg(test)]

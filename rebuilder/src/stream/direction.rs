@@ -95,26 +95,41 @@ struct Hole {
 
 /// Invariants (see `check`): nothing held lies before `next`; after every call no held piece lies at `next` unless the
 /// start is still open; `charged` is what the budget has for it.
+///
+/// There are more of these than a processor's caches hold, and a packet of a connection in order should fetch few lines of
+/// them: what such a packet needs stands in front, in one line what an acknowledgement needs, in three all of it.
+#[repr(C, align(64))]
 pub(super) struct Direction {
-    pub(super) id: DirectionId,
-    ends: Endpoints,
-    source: Source,
-    /// `None` when the direction was joined midway and its SYN did not come late either.
-    isn: Option<Seq>,
-    /// The sequence number of offset zero.
-    anchor: Seq,
-    start: Start,
     /// The next byte to deliver; while the start is open, the first byte that was seen.
     next: StreamOffset,
     /// The end of the farthest byte known to exist.
     high: StreamOffset,
+    /// Flow time of the last segment that took sequence space here.
+    pub(super) last: Timestamp,
+    /// The farthest acknowledgement of the other side, and when it came.
+    acked: Option<(StreamOffset, Timestamp)>,
+    /// The sequence number of offset zero.
+    anchor: Seq,
+    opaque: Option<PacketOutcome>,
+    /// What the bytes seem to be, while they are wanted all the same.
+    presumed: Option<PacketOutcome>,
+    // The second line.
+    pub(super) id: DirectionId,
+    /// When the last new byte in order arrived.
+    progress: Timestamp,
+    /// `None` when the direction was joined midway and its SYN did not come late either.
+    isn: Option<Seq>,
+    /// What the sender acknowledged last: where its peer's next segment, or its RST, stands.
+    ack_sent: Option<Seq>,
+    // As long as a line.
+    recent: Recent,
+    // What only the full way asks for.
+    start: Start,
+    ends: Endpoints,
+    source: Source,
     held: Held,
     charged: usize,
     hole: Option<Hole>,
-    /// When the last new byte in order arrived.
-    progress: Timestamp,
-    /// The farthest acknowledgement of the other side, and when it came.
-    acked: Option<(StreamOffset, Timestamp)>,
     /// Bytes in this range were shed or refused at a cap: a hole in it is not waited for.
     shed: Option<(StreamOffset, StreamOffset)>,
     /// Where the FIN stands, and since when it is known.
@@ -124,16 +139,8 @@ pub(super) struct Direction {
     syn_data: Option<Box<SynData>>,
     /// Where the urgent byte is.
     urgent: Option<StreamOffset>,
-    recent: Recent,
     /// When the last segment came of which nothing was new.
     repeated: Timestamp,
-    /// What the sender acknowledged last: where its peer's next segment, or its RST, stands.
-    ack_sent: Option<Seq>,
-    opaque: Option<PacketOutcome>,
-    /// What the bytes seem to be, while they are wanted all the same.
-    presumed: Option<PacketOutcome>,
-    /// Flow time of the last segment that took sequence space here.
-    pub(super) last: Timestamp,
 }
 
 impl Direction {
@@ -243,16 +250,7 @@ impl Direction {
 
     /// How near a segment lies to the next expected byte; `None` when it is not of this direction's window.
     pub(super) fn reach(&self, seq: Seq, len: u64, window: u32) -> Option<Reach> {
-        let ahead = distance(advance(self.anchor, self.next.0), seq);
-        let limit = if self.opaque.is_some() {
-            OPAQUE_WINDOW
-        } else {
-            window
-        };
-        let end = ahead.saturating_add_unsigned(len);
-        if (ahead > i64::from(limit) && !self.runs_on(seq, window)) || end < -i64::from(window) {
-            return None;
-        }
+        let ahead = self.ahead(seq, len, window)?;
         let before_start = match self.start {
             Start::At(start) => {
                 let start = i64::try_from(start.0).unwrap_or(i64::MAX);
@@ -266,6 +264,20 @@ impl Direction {
             before_start,
             distance: ahead.unsigned_abs(),
         })
+    }
+
+    /// How far a segment lies ahead of the next expected byte; `None` when it is not of this direction's window.
+    fn ahead(&self, seq: Seq, len: u64, window: u32) -> Option<i64> {
+        let ahead = distance(advance(self.anchor, self.next.0), seq);
+        let limit = if self.opaque.is_some() {
+            OPAQUE_WINDOW
+        } else {
+            window
+        };
+        let end = ahead.saturating_add_unsigned(len);
+        let near =
+            (ahead <= i64::from(limit) || self.runs_on(seq, window)) && end >= -i64::from(window);
+        near.then_some(ahead)
     }
 
     /// Whether a segment farther ahead than a window goes on from bytes that are known to exist. A sender is never that
@@ -351,6 +363,7 @@ impl Direction {
             && self.reset.is_none()
             && self.shed.is_none()
             && self.urgent.is_none()
+            && self.hole.is_none()
     }
 
     /// Whether it goes on at `seq`.

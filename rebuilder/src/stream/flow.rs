@@ -1,9 +1,9 @@
 //! A connection: its key, and the generations of its two directions.
 
-use std::hash::{Hash, Hasher};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 
 use crate::decode::{Segment, Seq, TcpFlags, Vni};
+use crate::keyed::Keyed;
 use crate::time::Timestamp;
 
 use super::direction::{Direction, Env, Reach};
@@ -32,21 +32,6 @@ const IS_V6: u64 = 0b11 << 62;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FlowKey([u64; 5]);
 
-impl Hash for FlowKey {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let [a, b, c, d, rest] = self.0;
-        // Of IPv4 two words tell all; the last one tells the families.
-        if rest & IS_V6 == 0 {
-            state.write_u64(b << 32 | d);
-        } else {
-            for word in [a, b, c, d] {
-                state.write_u64(word);
-            }
-        }
-        state.write_u64(rest);
-    }
-}
-
 /// A flow's key with its hash, which is made once a packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Name {
@@ -71,10 +56,25 @@ impl FlowKey {
             FlowScope::Global => None,
             FlowScope::Vni => seg.vni,
         };
-        if endpoint(seg.src) <= endpoint(seg.dst) {
+        let from_low = match (seg.src, seg.dst) {
+            // What the general comparison says of them, in one number each: half of the time of a name.
+            (SocketAddr::V4(src), SocketAddr::V4(dst)) => endpoint_v4(src) <= endpoint_v4(dst),
+            (src, dst) => endpoint(src) <= endpoint(dst),
+        };
+        if from_low {
             (Self::pack(vni, seg.src, seg.dst), Side::Low)
         } else {
             (Self::pack(vni, seg.dst, seg.src), Side::High)
+        }
+    }
+
+    /// Its hash: of IPv4 two words tell all, the last one tells the families.
+    pub(super) fn hash(&self, key: Keyed) -> u64 {
+        let [a, b, c, d, rest] = self.0;
+        if rest & IS_V6 == 0 {
+            key.words([b << 32 | d, rest])
+        } else {
+            key.words([a, b, c, d, rest])
         }
     }
 
@@ -92,6 +92,11 @@ impl FlowKey {
 /// An order of endpoints; any would do.
 fn endpoint(addr: SocketAddr) -> (IpAddr, u16) {
     (addr.ip(), addr.port())
+}
+
+/// The same order, of IPv4 ones.
+fn endpoint_v4(addr: SocketAddrV4) -> u64 {
+    u64::from(addr.ip().to_bits()) << 16 | u64::from(addr.port())
 }
 
 fn halves(ip: IpAddr) -> [u64; 2] {
@@ -125,9 +130,21 @@ pub(super) struct Half {
     pub(super) generations: Vec<Direction>,
     /// Where the last stray ended, and how many came in a row.
     stray: Option<(Seq, u32)>,
+    /// Whether there is one generation, and it was plain when [`Flows::settle`](super::flows::Flows::settle) last looked:
+    /// it is then, for only the full way and time change that, and they end there.
+    plain: bool,
 }
 
 impl Half {
+    /// The only generation, where nothing is in doubt about it.
+    pub(super) fn plain(&mut self) -> Option<&mut Direction> {
+        self.generations.first_mut().filter(|_| self.plain)
+    }
+
+    fn is_plain(&self) -> bool {
+        matches!(&*self.generations, [only] if only.is_plain())
+    }
+
     /// Where a segment of `len` bytes at `seq` belongs: first the generation of which it is the very next byte, then
     /// the nearest live one, then (unless a remembered SYN says otherwise) one that has ended or that began later.
     pub(super) fn place(&self, seq: Seq, len: u64, opts: &StreamOptions) -> Place {
@@ -226,17 +243,18 @@ impl Half {
     }
 }
 
-/// A connection in the table.
+/// A connection in the table. What a packet in order needs of it stands in front, as in [`Direction`].
+#[repr(C, align(64))]
 pub(super) struct Flow {
     pub(super) name: Name,
-    low: Half,
-    high: Half,
     /// Flow time of the last packet of either direction.
     pub(super) last: Timestamp,
-    /// When the table will look at it again.
-    pub(super) armed: Option<Timestamp>,
     /// When it was put where it stands in the lists.
     pub(super) linked: Timestamp,
+    low: Half,
+    high: Half,
+    /// When the table will look at it again.
+    pub(super) armed: Option<Timestamp>,
     /// Neighbours in the order of silence, among all flows and among those of its owner.
     pub(super) all: Links,
     pub(super) kin: Links,
@@ -281,6 +299,21 @@ impl Flow {
         }
     }
 
+    /// The half of the side, and the other one.
+    pub(super) fn halves_mut(&mut self, side: Side) -> (&mut Half, &mut Half) {
+        match side {
+            Side::Low => (&mut self.low, &mut self.high),
+            Side::High => (&mut self.high, &mut self.low),
+        }
+    }
+
+    /// Notes whether the short way is open to its next packet.
+    pub(super) fn note_plain(&mut self) {
+        for half in [&mut self.low, &mut self.high] {
+            half.plain = half.is_plain();
+        }
+    }
+
     /// Generations of both directions.
     pub(super) fn directions(&self) -> usize {
         self.low.generations.len() + self.high.generations.len()
@@ -300,6 +333,14 @@ impl Flow {
             .iter_mut()
             .chain(&mut self.high.generations);
         generations.max_by_key(|generation| generation.charged())
+    }
+
+    /// Panics where the short way would be taken with something in doubt.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn check_plain(&self) {
+        for half in [&self.low, &self.high] {
+            assert!(!half.plain || half.is_plain(), "a doubtful half is plain");
+        }
     }
 
     #[cfg(any(test, feature = "fuzzing"))]

@@ -279,6 +279,7 @@ impl Flows {
         let Some(flow) = self.get_mut(slot) else {
             return;
         };
+        flow.note_plain();
         let after = FLOW_BYTES + DIRECTION_BYTES * flow.directions();
         let cost = Cost {
             owner: flow.owner,
@@ -516,6 +517,7 @@ impl Flows {
             let Some(flow) = flow else { continue };
             let slot = u32::try_from(slot).unwrap_or(NIL);
             each(flow);
+            flow.check_plain();
             assert_eq!(self.find(&flow.name), Some(slot));
             if let Some(at) = flow.armed {
                 assert!(self.timers.contains(&(at, slot)));

@@ -1,7 +1,5 @@
 //! The flow table: finds the direction a segment belongs to, keeps time and caps.
 
-use std::hash::BuildHasher;
-
 use crate::decode::{Segment, Seq, TcpFlags};
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
@@ -133,18 +131,15 @@ impl Streams {
             return None;
         }
         let (flow, mut env) = self.parts(slot)?;
-        let [own] = &*flow.half(side).generations else {
-            return None;
-        };
-        if !own.is_plain() || !own.is_next(seg.seq) || own.seems_to_answer() {
+        let (own, peer) = flow.halves_mut(side);
+        let own = own.plain()?;
+        if !own.is_next(seg.seq) || own.seems_to_answer() {
             return None;
         }
-        match &mut *flow.other(side).generations {
-            [] => {}
-            [peer] if peer.is_plain() => peer.note_ack(seg.ack, &mut env, sink),
-            _ => return None,
+        if !peer.generations.is_empty() {
+            let peer = peer.plain()?;
+            peer.note_acked(seg.ack, env.now, env.opts.window);
         }
-        let own = flow.half(side).generations.first_mut()?;
         if seg.payload.is_empty() {
             own.note_sent_ack(seg.ack);
             return Some(PacketOutcome::Control);
@@ -491,7 +486,7 @@ impl Streams {
     /// The flow of a segment, and the side that sent it.
     fn name(&self, seg: &Segment<'_>) -> (Name, Side) {
         let (key, side) = FlowKey::of(self.opts.flow_scope, seg);
-        let hash = self.opts.hash.hash_one(key);
+        let hash = key.hash(self.opts.hash);
         (Name { key, hash }, side)
     }
 

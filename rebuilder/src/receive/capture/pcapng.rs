@@ -1,13 +1,13 @@
 //! pcapng (draft-ietf-opsawg-pcapng): blocks, sections, interfaces.
 
 use pcap_parser::{
-    EnhancedPacketBlock, InterfaceDescriptionBlock, OptionCode, SimplePacketBlock,
+    EnhancedPacketBlock, InterfaceDescriptionBlock, OptionCode, PcapError, SimplePacketBlock, nom,
     parse_enhancedpacketblock_be, parse_enhancedpacketblock_le, parse_interfacedescriptionblock_be,
     parse_interfacedescriptionblock_le, parse_simplepacketblock_be, parse_simplepacketblock_le,
 };
 
 use super::window::Window;
-use super::{CaptureError, Located, MAX_RECORD, Parsed};
+use super::{CaptureError, Located, MAX_RECORD};
 use crate::receive::LinkType;
 use crate::time::Timestamp;
 
@@ -28,6 +28,8 @@ const PACKET_AT: usize = 28;
 /// Where the packet begins in a simple packet block.
 const SIMPLE_PACKET_AT: usize = 12;
 
+type Parsed<'a, T> = nom::IResult<&'a [u8], T, PcapError<&'a [u8]>>;
+
 /// Byte order of a pcapng section.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Order {
@@ -37,7 +39,7 @@ pub(super) enum Order {
 }
 
 impl Order {
-    fn u32(self, bytes: [u8; 4]) -> u32 {
+    pub(super) fn u32(self, bytes: [u8; 4]) -> u32 {
         match self {
             Self::Little => u32::from_le_bytes(bytes),
             Self::Big => u32::from_be_bytes(bytes),

@@ -56,7 +56,16 @@ impl Window {
 
     /// Reads until `need` bytes are there; `false` when the file ends before. `need` is at most [`MAX_RECORD`] and a header;
     /// the buffer grows with what was really read, so a lying length in a short file costs nothing.
+    #[inline]
     pub(super) fn fill(&mut self, need: usize) -> Result<bool, CaptureError> {
+        if self.available() >= need {
+            return Ok(true);
+        }
+        self.read_on(need)
+    }
+
+    #[cold]
+    fn read_on(&mut self, need: usize) -> Result<bool, CaptureError> {
         if self.available() == 0 {
             self.start = 0;
             self.end = 0;

@@ -24,18 +24,26 @@ impl Direction {
         if self.syn_data.is_some() {
             self.note_taken(ack, env, sink);
         }
-        // In order and with nothing to wait for, acknowledgements tell nothing that will be asked.
-        if self.opaque.is_some() || self.reach(ack, 0, env.opts.window).is_none() {
-            return;
-        }
-        let Ok(at) = u64::try_from(self.place(ack)) else {
-            return;
-        };
-        let at = StreamOffset(at);
-        if self.acked.is_none_or(|(acked, _)| acked < at) {
-            self.acked = Some((at, env.now));
+        if self.note_acked(ack, env.now, env.opts.window) {
             self.refresh_hole();
         }
+    }
+
+    /// The same where nothing is held and nothing came with the SYN. `true` where it is farther than any before.
+    pub(in crate::stream) fn note_acked(&mut self, ack: Seq, now: Timestamp, window: u32) -> bool {
+        // In order and with nothing to wait for, acknowledgements tell nothing that will be asked.
+        if self.opaque.is_some() || self.ahead(ack, 0, window).is_none() {
+            return false;
+        }
+        let Ok(at) = u64::try_from(self.place(ack)) else {
+            return false;
+        };
+        let at = StreamOffset(at);
+        let is_new = self.acked.is_none_or(|(acked, _)| acked < at);
+        if is_new {
+            self.acked = Some((at, now));
+        }
+        is_new
     }
 
     /// Notes whether there is a hole, and whether the other side has all of it.
