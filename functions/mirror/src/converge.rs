@@ -74,6 +74,16 @@ pub(crate) enum Stop {
     Error(ApiError),
 }
 
+/// How one action went.
+enum Went {
+    /// Done, or failed by itself.
+    On,
+    /// The account has no session left.
+    AccountFull,
+    /// A create was refused by what may be the lock, for the first time.
+    Refused(Action, ApiError),
+}
+
 /// A call that changes something.
 enum Call<'a> {
     Create {
@@ -154,9 +164,10 @@ impl<P: Ports> Run<'_, P> {
         let mut account_full = false;
         let mut left = VecDeque::from(plan.actions);
         let mut looked = self.ports.now();
+        let mut refused: BTreeSet<EniId> = BTreeSet::new();
         while !left.is_empty() {
             let now = self.ports.now();
-            if now.saturating_sub(looked) > STALE && now + CALL < self.deadline {
+            if now.saturating_sub(looked) >= STALE && now + CALL < self.deadline {
                 self.look_ahead(desired, &mut left, &mut outcome).await;
                 looked = self.ports.now();
             }
@@ -167,7 +178,25 @@ impl<P: Ports> Run<'_, P> {
                 outcome.skip(action.eni(), SkipReason::AccountQuota);
                 continue;
             }
-            account_full |= self.converge(desired, action, &mut outcome).await;
+            let again = refused.contains(action.eni());
+            match self.converge(desired, action, again, &mut outcome).await {
+                Went::On => {}
+                Went::AccountFull => account_full = true,
+                Went::Refused(action, error) => {
+                    // Another run is here, so it may be at the next ones too: one look for all.
+                    refused.insert(action.eni().clone());
+                    left.push_front(action.clone());
+                    self.look_ahead(desired, &mut left, &mut outcome).await;
+                    looked = self.ports.now();
+                    // The same again: what the refusal knew is not visible yet.
+                    if left.front() == Some(&action)
+                        && !back_off(self.ports, 1, self.deadline).await
+                    {
+                        left.pop_front();
+                        outcome.fail(action.eni(), &error, true);
+                    }
+                }
+            }
         }
         outcome
     }
@@ -222,18 +251,24 @@ impl<P: Ports> Run<'_, P> {
         left.extend(behind);
     }
 
-    /// Carries out one action, and what it turns into when the interface has changed meanwhile. `true`: the account
-    /// has no session left.
-    async fn converge(&self, desired: &Desired, action: Action, outcome: &mut Outcome) -> bool {
+    /// Carries out one action, and what it turns into when the interface has changed meanwhile. `again`: it was refused
+    /// before.
+    async fn converge(
+        &self,
+        desired: &Desired,
+        action: Action,
+        again: bool,
+        outcome: &mut Outcome,
+    ) -> Went {
         let mut next = Some(action);
-        let mut looks = 0;
+        let mut looks = u32::from(again);
         while let Some(action) = next.take() {
             let eni = action.eni().clone();
             let error = match self.act(desired, &action, outcome).await {
-                Ok(()) => return false,
+                Ok(()) => return Went::On,
                 Err(Stop::Time) => {
                     outcome.skip(&eni, SkipReason::LeftToSweep);
-                    return false;
+                    return Went::On;
                 }
                 Err(Stop::Error(error)) => error,
             };
@@ -243,18 +278,25 @@ impl<P: Ports> Run<'_, P> {
                 (Action::Create { .. }, ErrorClass::Gone) => {
                     outcome.skip(&eni, SkipReason::InterfaceGone);
                     outcome.unseen.insert(eni);
-                    return false;
+                    return Went::On;
                 }
                 _ => false,
             };
             looks += 1;
+            if looks == 1 && changed_meanwhile && matches!(action, Action::Create { .. }) {
+                return Went::Refused(action, error);
+            }
             if !changed_meanwhile || looks > LOOKS {
                 let retryable = changed_meanwhile || error.class == ErrorClass::Retry;
                 if matches!(action, Action::Create { .. }) && error.is_for_what_it_is() {
                     outcome.refused.insert(eni.clone());
                 }
                 outcome.fail(&eni, &error, retryable);
-                return error.code == "TrafficMirrorSessionLimitExceeded";
+                return if error.code == "TrafficMirrorSessionLimitExceeded" {
+                    Went::AccountFull
+                } else {
+                    Went::On
+                };
             }
             match self.look_again(desired, std::slice::from_ref(&eni)).await {
                 Err(e) => outcome.fail(&eni, &e, e.class == ErrorClass::Retry),
@@ -272,12 +314,12 @@ impl<P: Ports> Run<'_, P> {
                         && !back_off(self.ports, looks, self.deadline).await
                     {
                         outcome.fail(&eni, &error, true);
-                        return false;
+                        return Went::On;
                     }
                 }
             }
         }
-        false
+        Went::On
     }
 
     async fn act(
@@ -390,7 +432,6 @@ impl<P: Ports> Run<'_, P> {
             .collect();
         let only = Desired {
             interfaces,
-            complete: false,
             ..desired.clone_without_interfaces()
         };
         Ok(plan(

@@ -34,3 +34,5 @@ pub mod verdict;
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod sim;

@@ -1,18 +1,21 @@
-//! What a process remembers from run to run: which interfaces AWS refused for what they are.
+//! What a process remembers from run to run: which interfaces AWS refused for what they are, and which are mirror targets.
 //!
 //! AWS is the only state store, and this is no state: a process that has forgotten tries each of them once more, and is
 //! refused once more. Without it a few hundred that are refused would use up the pace of every sweep.
 
 use crate::id::{EniId, InstanceId};
 use crate::interface::Interface;
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How long a refusal counts while the interface stays as it is: AWS's list of what can be a source grows.
 pub const REFUSED_FOR: Duration = Duration::from_secs(6 * 3600);
 /// Most refusals that are remembered, some 100 bytes each; what is beyond is tried again.
 pub const MAX_REFUSED: usize = 10_000;
+
+/// How long the list of mirror targets counts: one that is new is refused by the API until it is in the list.
+pub const TARGETS_FOR: Duration = Duration::from_secs(300);
 
 /// What decides whether AWS takes an interface as a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,9 +39,23 @@ impl Shape {
 #[derive(Debug, Default)]
 pub struct Memory {
     refused: Mutex<BTreeMap<EniId, (Shape, Duration)>>,
+    targets: Mutex<Option<(Arc<BTreeSet<EniId>>, Duration)>>,
 }
 
 impl Memory {
+    /// The mirror targets that were listed not long before `now`.
+    pub(crate) fn targets(&self, now: Duration) -> Option<Arc<BTreeSet<EniId>>> {
+        let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        let (targets, at) = targets.as_ref()?;
+        (now.saturating_sub(*at) < TARGETS_FOR).then(|| Arc::clone(targets))
+    }
+
+    /// These are all mirror targets, as listed at `now`.
+    pub(crate) fn keep_targets(&self, targets: Arc<BTreeSet<EniId>>, now: Duration) {
+        let mut kept = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = Some((targets, now));
+    }
+
     fn refused(&self) -> MutexGuard<'_, BTreeMap<EniId, (Shape, Duration)>> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -86,6 +103,17 @@ mod tests {
         assert!(!memory.is_refused(&resized, at));
         let elsewhere = interface("eni-1", "i-2");
         assert!(!memory.is_refused(&elsewhere, at));
+    }
+
+    #[test]
+    fn mirror_targets_are_listed_anew_after_five_minutes() {
+        let memory = Memory::default();
+        let listed = Arc::new(BTreeSet::from([EniId::new("eni-1")]));
+        assert_eq!(memory.targets(Duration::ZERO), None);
+        memory.keep_targets(Arc::clone(&listed), Duration::from_secs(10));
+        let last = Duration::from_secs(10) + TARGETS_FOR - Duration::from_secs(1);
+        assert_eq!(memory.targets(last), Some(listed));
+        assert_eq!(memory.targets(last + Duration::from_secs(1)), None);
     }
 
     #[test]

@@ -167,7 +167,8 @@ impl Action {
     }
 }
 
-/// What is to be done, in this order: deletions, changes, creations (by [`Rank`]), each by interface.
+/// What is to be done, in this order: deletions, changes, creations (by [`Rank`]), each by interface; creations of equal
+/// rank backwards where `desired` is not complete.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The calls to make.
@@ -266,7 +267,11 @@ pub fn plan(desired: &Desired, actual: &[Session], limits: &Limits) -> Plan {
     }
 
     let mut total = actual.len() - deletes.len();
-    wanting.sort();
+    wanting.sort_by(|(a, x), (b, y)| {
+        // By id; backwards where only some were looked at, so that events and a sweep begin at the two ends.
+        let by_id = if desired.complete { x.cmp(y) } else { y.cmp(x) };
+        a.cmp(b).then(by_id)
+    });
     let mut creates = Vec::new();
     for (_, eni) in wanting {
         let foreign = by_eni.get(eni).map_or(&[][..], Vec::as_slice);

@@ -35,7 +35,7 @@ pub(crate) async fn everything<P: Ports>(run: &Run<'_, P>) -> Result<Survey, Api
     let instances = run.ports.instances(InstanceQuery::All).await?;
     let instances = instances.into_iter().map(|i| (i.id.clone(), i)).collect();
     join(run.ports, &mut interfaces, instances).await?;
-    tie(run.ports, &run.settings.selection, &mut interfaces).await?;
+    tie(run, &mut interfaces).await?;
     let limits = Limits {
         per_interface: SESSIONS_PER_INTERFACE,
         per_account: Some(run.settings.session_limit()),
@@ -174,7 +174,7 @@ pub(crate) async fn look_up<P: Ports>(
     let mut interfaces: Vec<Interface> = interfaces.into_values().collect();
     join(ports, &mut interfaces, BTreeMap::new()).await?;
     if !interfaces.is_empty() {
-        tie(ports, &run.settings.selection, &mut interfaces).await?;
+        tie(run, &mut interfaces).await?;
     }
     Ok(interfaces)
 }

@@ -3,27 +3,33 @@
 //! Each list is asked for only where the selection has a term that needs it, and then completely, whatever the number
 //! of interfaces: half a list would unselect the other half. An error is an error of the whole run for the same reason.
 
+use crate::converge::Run;
 use crate::error::ApiError;
 use crate::id::{EniId, InstanceId};
 use crate::interface::Interface;
-use crate::ports::Inventory;
-use crate::selection::{Pattern, Selection};
+use crate::ports::{Inventory, Ports};
+use crate::selection::Pattern;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Looks the ties of all these interfaces up.
 ///
 /// # Errors
 /// Something that a term asks for could not be listed.
-pub(crate) async fn tie(
-    ports: &impl Inventory,
-    selection: &Selection,
+pub(crate) async fn tie<P: Ports>(
+    run: &Run<'_, P>,
     interfaces: &mut [Interface],
 ) -> Result<(), ApiError> {
-    let targets: BTreeSet<EniId> = ports
-        .mirror_target_interfaces()
-        .await?
-        .into_iter()
-        .collect();
+    let (ports, selection) = (run.ports, &run.settings.selection);
+    let targets = match run.memory.targets(ports.now()) {
+        Some(targets) => targets,
+        None => {
+            let listed = ports.mirror_target_interfaces().await?;
+            let listed: Arc<BTreeSet<EniId>> = Arc::new(listed.into_iter().collect());
+            run.memory.keep_targets(Arc::clone(&listed), ports.now());
+            listed
+        }
+    };
     let balancers = if selection.asks_for_classic_members() {
         by_instance(ports).await?
     } else {

@@ -233,16 +233,16 @@ async fn a_bare_malformed_event_is_an_error_of_one_line() {
 
 #[tokio::test]
 async fn only_messages_of_an_interface_that_stays_throttled_come_again() {
-    let other = tagged("eni-00000001", "i-00000001");
+    let other = tagged("eni-0b000001", "i-0b000001");
     let fake = Fake::with_one_tagged();
     fake.state().interfaces.push(other);
-    // Creates go by interface id: the first four tries are those of eni-00000001.
+    // Creates for events go by interface id backwards: the first four tries are those of eni-0b000001.
     fake.fail("create", refused("RequestLimitExceeded"), 4);
     let mut second = event_file("instance-running");
-    second["detail"]["instance-id"] = json!("i-00000001");
+    second["detail"]["instance-id"] = json!("i-0b000001");
     let mut by_eni = event_file("tag-change-interface");
     by_eni["resources"] =
-        json!(["arn:aws:ec2:us-east-1:123456789012:network-interface/eni-00000001"]);
+        json!(["arn:aws:ec2:us-east-1:123456789012:network-interface/eni-0b000001"]);
     let mut payload = records(&["instance-running"]);
     payload["Records"]
         .as_array_mut()
@@ -463,8 +463,8 @@ async fn an_interface_that_is_described_before_a_create_finds_it_comes_again_whi
     let payload = json!({"Records": [
         record("m-0", &event_file("instance-running").to_string()), record("m-1", &second.to_string())]});
     let answer = attach(&fake, payload).await.unwrap();
-    // Creates go by interface id: that of the second message is the first.
-    assert_eq!(again(&answer), ["m-1"]);
+    // Creates for events go by interface id backwards: the first call is that of the first message.
+    assert_eq!(again(&answer), ["m-0"]);
     assert_eq!(answer.answer.skipped[0].reason, SkipReason::InterfaceGone);
 }
 
