@@ -9,6 +9,8 @@
 
 /// Bytes kept of one line; more are counted, not stored.
 pub const LINE_BYTES_MAX: usize = 512;
+/// Bytes of a head that is remembered, because the next one is often the same.
+const KNOWN_BYTES_MAX: usize = 1024;
 /// Bytes of a whole head, all interim answers before it included.
 pub const HEAD_BYTES_MAX: usize = 256 * 1024;
 
@@ -86,7 +88,35 @@ enum State {
     UntilClose,
 }
 
+/// What a head says.
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    status: u16,
+    reusable: bool,
+    length: Option<u64>,
+    chunked: bool,
+    coded: bool,
+    balancer: bool,
+}
+
+impl Said {
+    /// Nothing yet.
+    const fn new(status: u16, reusable: bool) -> Self {
+        Self {
+            status,
+            reusable,
+            length: None,
+            chunked: false,
+            coded: false,
+            balancer: false,
+        }
+    }
+}
+
 /// Reads the answers of one connection, one after the other.
+///
+/// An analyser that lets requests pass says the same most of the time, the date included within a second. So the last head
+/// that came in one piece is remembered with what it says: the same bytes say the same.
 #[derive(Debug)]
 pub struct AnswerReader {
     state: State,
@@ -94,12 +124,10 @@ pub struct AnswerReader {
     /// Bytes of the current line, those not kept included.
     line_len: usize,
     head_len: usize,
-    status: u16,
-    reusable: bool,
-    length: Option<u64>,
-    chunked: bool,
-    coded: bool,
-    balancer: bool,
+    said: Said,
+    /// The head that is remembered; empty where there is none.
+    known: Vec<u8>,
+    known_says: Said,
 }
 
 impl Default for AnswerReader {
@@ -109,12 +137,9 @@ impl Default for AnswerReader {
             line: Vec::new(),
             line_len: 0,
             head_len: 0,
-            status: 0,
-            reusable: true,
-            length: None,
-            chunked: false,
-            coded: false,
-            balancer: false,
+            said: Said::new(0, true),
+            known: Vec::new(),
+            known_says: Said::new(0, true),
         }
     }
 }
@@ -126,6 +151,13 @@ impl AnswerReader {
     /// [`AnswerError`]; the reader must not be used again.
     pub fn read(&mut self, bytes: &[u8], to: AnswerTo) -> Result<Step, AnswerError> {
         let mut step = Step::default();
+        let begins = self.is_between_answers();
+        if begins && !self.known.is_empty() && bytes.starts_with(&self.known) {
+            step.used = self.known.len();
+            self.said = self.known_says;
+            self.end_of_head(to, &mut step);
+            return Ok(step);
+        }
         while let Some(rest) = bytes.get(step.used..).filter(|rest| !rest.is_empty()) {
             match self.state {
                 State::UntilClose => {
@@ -161,8 +193,10 @@ impl AnswerReader {
                     self.count(part.len())?;
                     if self.line.is_empty() && end.is_some() {
                         // Nearly every line: it is read where it lies.
-                        let line = part.get(..LINE_BYTES_MAX).unwrap_or(part);
-                        self.line(line.trim_ascii_end(), to, &mut step)?;
+                        if self.state != State::Field || !says_nothing(part) {
+                            let line = part.get(..LINE_BYTES_MAX).unwrap_or(part);
+                            self.line(line.trim_ascii_end(), to, &mut step)?;
+                        }
                     } else {
                         self.keep(part);
                         if end.is_none() {
@@ -176,6 +210,12 @@ impl AnswerReader {
                         event?;
                     }
                     self.line_len = 0;
+                    if begins
+                        && step.head.is_some_and(|head| !head.last)
+                        && let Some(head) = bytes.get(..step.used)
+                    {
+                        self.remember(head);
+                    }
                     if step.head.is_some() || step.end.is_some() {
                         return Ok(step);
                     }
@@ -195,6 +235,15 @@ impl AnswerReader {
     #[must_use]
     pub fn is_between_answers(&self) -> bool {
         self.state == State::Status && self.line_len == 0 && self.head_len == 0
+    }
+
+    /// A head that came whole, behind which the connection stays.
+    fn remember(&mut self, head: &[u8]) {
+        if head.len() <= KNOWN_BYTES_MAX {
+            self.known.clear();
+            self.known.extend_from_slice(head);
+            self.known_says = self.said;
+        }
     }
 
     /// So many bytes more of a line.
@@ -247,24 +296,16 @@ impl AnswerReader {
             [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', b' ', ..] => [a, b, c],
             _ => return Err(AnswerError::NotHttp),
         };
-        self.status = digits
+        let status = digits
             .iter()
             .fold(0, |status, &&digit| status * 10 + u16::from(digit - b'0'));
-        self.reusable = minor != b'0';
-        self.length = None;
-        self.chunked = false;
-        self.coded = false;
-        self.balancer = false;
+        self.said = Said::new(status, minor != b'0');
         self.state = State::Field;
         Ok(())
     }
 
     fn field(&mut self, line: &[u8]) -> Result<(), AnswerError> {
-        // By the first letter: nearly every field ends here.
-        if let Some(first) = line.first()
-            && first.is_ascii_alphabetic()
-            && !matches!(first.to_ascii_lowercase(), b'c' | b't' | b's')
-        {
+        if says_nothing(line) {
             return Ok(());
         }
         let Some(colon) = line.iter().position(|&b| b == b':') else {
@@ -279,62 +320,62 @@ impl AnswerReader {
             }
             for item in value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
                 let length = super::bytes::parse_length(item).ok_or(AnswerError::BadLength)?;
-                if self.length.is_some_and(|before| before != length) {
+                if self.said.length.is_some_and(|before| before != length) {
                     return Err(AnswerError::BadLength);
                 }
-                self.length = Some(length);
+                self.said.length = Some(length);
             }
         } else if name.eq_ignore_ascii_case(b"Transfer-Encoding") {
             if self.line_len > LINE_BYTES_MAX {
                 return Err(AnswerError::BadChunk);
             }
             let last = value.rsplit(|&b| b == b',').next().unwrap_or_default();
-            self.coded = true;
-            self.chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
+            self.said.coded = true;
+            self.said.chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
         } else if name.eq_ignore_ascii_case(b"Connection") {
             for token in value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
                 if token.eq_ignore_ascii_case(b"close") {
-                    self.reusable = false;
+                    self.said.reusable = false;
                 } else if token.eq_ignore_ascii_case(b"keep-alive") {
                     // Only HTTP/1.0 needs to say it; no server says both.
-                    self.reusable = true;
+                    self.said.reusable = true;
                 }
             }
         } else if name.eq_ignore_ascii_case(b"Server") {
-            self.balancer = value.starts_with(b"awselb/");
+            self.said.balancer = value.starts_with(b"awselb/");
         }
         Ok(())
     }
 
     fn end_of_head(&mut self, to: AnswerTo, step: &mut Step) {
-        if (100..200).contains(&self.status) && self.status != 101 {
+        if (100..200).contains(&self.said.status) && self.said.status != 101 {
             // Interim: the final head of the same answer follows. Its bytes stay counted, so that a server cannot
             // send interim heads for ever.
             self.state = State::Status;
             return;
         }
         self.head_len = 0;
-        let tunnel =
-            self.status == 101 || (to == AnswerTo::Connect && (200..300).contains(&self.status));
+        let tunnel = self.said.status == 101
+            || (to == AnswerTo::Connect && (200..300).contains(&self.said.status));
         if tunnel {
-            self.reusable = false;
+            self.said.reusable = false;
             self.state = State::Length(0);
-        } else if to == AnswerTo::Head || matches!(self.status, 204 | 304) {
+        } else if to == AnswerTo::Head || matches!(self.said.status, 204 | 304) {
             self.state = State::Length(0);
-        } else if self.chunked {
+        } else if self.said.chunked {
             self.state = State::ChunkSize;
-        } else if self.coded {
+        } else if self.said.coded {
             self.state = State::UntilClose;
         } else {
-            self.state = self.length.map_or(State::UntilClose, State::Length);
+            self.state = self.said.length.map_or(State::UntilClose, State::Length);
         }
         if self.state == State::UntilClose {
-            self.reusable = false;
+            self.said.reusable = false;
         }
         step.head = Some(Head {
-            status: self.status,
-            balancer: self.balancer,
-            last: !self.reusable,
+            status: self.said.status,
+            balancer: self.said.balancer,
+            last: !self.said.reusable,
         });
         if self.state == State::Length(0) {
             step.end = Some(self.finish());
@@ -345,8 +386,15 @@ impl AnswerReader {
     fn finish(&mut self) -> bool {
         self.state = State::Status;
         self.head_len = 0;
-        self.reusable
+        self.said.reusable
     }
+}
+
+/// Whether a header line is none of those that are looked at, by its first letter: nearly every one.
+fn says_nothing(line: &[u8]) -> bool {
+    line.first().is_some_and(|first| {
+        first.is_ascii_alphabetic() && !matches!(first.to_ascii_lowercase(), b'c' | b't' | b's')
+    })
 }
 
 /// How many of `bytes` belong to a body that has `left` to come, and what is left behind them.
@@ -573,6 +621,60 @@ mod tests {
         ]
         .concat();
         assert_eq!(whole(&chunks, &[]).unwrap().0.len(), 2);
+    }
+
+    /// The last head is remembered where it came in one piece, and in pieces it never is.
+    #[test]
+    fn a_head_that_is_remembered_says_what_it_says_when_it_is_read() {
+        let heads = [
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nServer: awselb/2.0\r\n\r\n",
+            "HTTP/1.1 404 No\r\nContent-Length: 3\r\n\r\n",
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n",
+            "\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nX: y\r\n\r\n",
+        ];
+        // Each behind each, itself included, to every kind of request.
+        let mut bytes = Vec::new();
+        let mut to = Vec::new();
+        for first in heads {
+            for second in heads {
+                for head in [first, second, second] {
+                    bytes.extend_from_slice(head.as_bytes());
+                    let end = if head.contains("chunked") {
+                        "abc\r\n0\r\n\r\n"
+                    } else {
+                        "abc"
+                    };
+                    bytes.extend_from_slice(end.as_bytes());
+                    to.push(AnswerTo::Other);
+                }
+            }
+        }
+        let in_one = whole(&bytes, &to).unwrap();
+        assert_eq!(in_one, events(&bytes, &to, &[1]).unwrap());
+        assert_eq!(in_one.0.len(), 2 * to.len());
+        // The same head has a body or none, or is the last.
+        let head = heads[0].as_bytes();
+        let mut reader = AnswerReader::default();
+        let mut read = |to| reader.read(head, to).unwrap();
+        let bodiless = read(AnswerTo::Head);
+        assert_eq!((bodiless.used, bodiless.end), (head.len(), Some(true)));
+        assert_eq!(read(AnswerTo::Head), bodiless);
+        let tunnel = read(AnswerTo::Connect);
+        assert_eq!((tunnel.head.unwrap().last, tunnel.end), (true, Some(false)));
+    }
+
+    #[test]
+    fn of_a_head_no_more_is_remembered_than_its_cap() {
+        for (padding, kept) in [(0, true), (KNOWN_BYTES_MAX, false)] {
+            let padding = "p".repeat(padding);
+            let head = format!("HTTP/1.1 204 No\r\nX-P: {padding}\r\n\r\n");
+            let mut reader = AnswerReader::default();
+            reader.read(head.as_bytes(), AnswerTo::Other).unwrap();
+            assert_eq!(reader.known == head.as_bytes(), kept);
+            assert_eq!(reader.known.is_empty(), !kept);
+        }
     }
 
     proptest! {

@@ -96,14 +96,16 @@ impl Field {
             [first, .., last] if first.is_ascii_alphabetic() && last.is_ascii_alphabetic() => name,
             _ => name.trim_ascii(),
         };
-        // No two have the same length, and nearly every header's name ends here.
-        let (field, kind) = match name.len() {
-            4 => ("Host", Self::Host),
-            7 => ("Upgrade", Self::Upgrade),
-            10 => ("Connection", Self::Connection),
-            14 => ("Content-Length", Self::ContentLength),
-            15 => ("X-Forwarded-For", Self::ForwardedFor),
-            17 => ("Transfer-Encoding", Self::TransferEncoding),
+        // No two have the same length, and nearly every header's name ends here: of those that are as long as one of these
+        // (`Accept-Language`, `User-Agent`, `Referer`) few begin as it does.
+        let first = name.first().map_or(0, u8::to_ascii_lowercase);
+        let (field, kind) = match (name.len(), first) {
+            (4, b'h') => ("Host", Self::Host),
+            (7, b'u') => ("Upgrade", Self::Upgrade),
+            (10, b'c') => ("Connection", Self::Connection),
+            (14, b'c') => ("Content-Length", Self::ContentLength),
+            (15, b'x') => ("X-Forwarded-For", Self::ForwardedFor),
+            (17, b't') => ("Transfer-Encoding", Self::TransferEncoding),
             _ => return Self::Other,
         };
         if name.eq_ignore_ascii_case(field.as_bytes()) {
@@ -147,13 +149,14 @@ pub fn outgoing(request: &Request, rewrite: Rewrite) -> Outgoing {
         out.replace(edit.at, edit.with.as_bytes());
     }
     out.copy_to(request.head_end - empty_line(request));
+    let client = Text::address(request.origin);
     if !head.appended {
-        out.line(b"X-Forwarded-For: ", |out| put_address(out, request.origin));
+        out.line(b"X-Forwarded-For: ", client.bytes());
     }
     let server = request.endpoints.dst;
-    out.line(b"X-Real-IP: ", |out| put_address(out, request.origin));
-    out.line(b"X-Server-Addr: ", |out| put_address(out, server.ip()));
-    out.line(b"X-Server-Port: ", |out| put_number(out, server.port()));
+    out.line(b"X-Real-IP: ", client.bytes());
+    out.line(b"X-Server-Addr: ", Text::address(server.ip()).bytes());
+    out.line(b"X-Server-Port: ", Text::number(server.port()).bytes());
     write_flags(&mut out.bytes, flags, request.origin_from);
     if head.add_keep_alive {
         out.bytes.extend_from_slice(b"Connection: keep-alive\r\n");
@@ -310,39 +313,70 @@ fn write_flags(out: &mut Vec<u8>, flags: Flags, origin_from: OriginSource) {
     }
 }
 
-/// An address as text. By hand where it is an IPv4 one: this is done three times a request, and formatting costs as much as
-/// all else that is done with it.
-fn put_address(out: &mut Vec<u8>, address: IpAddr) {
-    match address {
-        IpAddr::V4(v4) => {
-            let [a, b, c, d] = v4.octets();
-            put_number(out, a.into());
-            for octet in [b, c, d] {
-                out.push(b'.');
-                put_number(out, octet.into());
-            }
-        }
-        IpAddr::V6(v6) => {
-            // Writing to a Vec cannot fail.
-            let _ = write!(out, "{v6}");
-        }
-    }
+/// An address or a number as text. By hand where it is no IPv6 address: this is done three times a request, and formatting
+/// costs as much as all else that is done with it.
+struct Text {
+    /// The longest address has 39 bytes: eight groups of four.
+    bytes: [u8; 40],
+    len: usize,
 }
 
-/// A number in decimal.
-fn put_number(out: &mut Vec<u8>, mut number: u16) {
-    let mut digits = [b'0'; 5];
-    let mut first = digits.len();
-    for digit in digits.iter_mut().rev() {
-        // A remainder of 10 fits.
-        *digit += u8::try_from(number % 10).unwrap_or(0);
-        number /= 10;
-        first -= 1;
-        if number == 0 {
-            break;
+impl Text {
+    const fn new() -> Self {
+        Self {
+            bytes: [0; 40],
+            len: 0,
         }
     }
-    out.extend_from_slice(digits.get(first..).unwrap_or_default());
+
+    fn address(address: IpAddr) -> Self {
+        let mut text = Self::new();
+        match address {
+            IpAddr::V4(v4) => {
+                let [a, b, c, d] = v4.octets();
+                text.put_number(a.into());
+                for octet in [b, c, d] {
+                    text.put(b'.');
+                    text.put_number(octet.into());
+                }
+            }
+            IpAddr::V6(v6) => {
+                let mut rest = text.bytes.as_mut_slice();
+                let room = rest.len();
+                // There is room for every address.
+                let _ = write!(rest, "{v6}");
+                text.len = room - rest.len();
+            }
+        }
+        text
+    }
+
+    fn number(number: u16) -> Self {
+        let mut text = Self::new();
+        text.put_number(number);
+        text
+    }
+
+    fn put(&mut self, byte: u8) {
+        if let Some(place) = self.bytes.get_mut(self.len) {
+            *place = byte;
+            self.len += 1;
+        }
+    }
+
+    /// In decimal.
+    fn put_number(&mut self, number: u16) {
+        for power in [10_000, 1000, 100, 10, 1] {
+            if number >= power || power == 1 {
+                // A remainder of 10 fits.
+                self.put(b'0' + u8::try_from(number / power % 10).unwrap_or(0));
+            }
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
 }
 
 /// Copies the captured bytes in order, with changes in between.
@@ -361,10 +395,10 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// A line that is added, up to its value and then that.
-    fn line(&mut self, name: &[u8], value: impl FnOnce(&mut Vec<u8>)) {
+    /// A line that is added: what stands before its value, and that.
+    fn line(&mut self, name: &[u8], value: &[u8]) {
         self.bytes.extend_from_slice(name);
-        value(&mut self.bytes);
+        self.bytes.extend_from_slice(value);
         self.bytes.extend_from_slice(b"\r\n");
     }
 

@@ -22,6 +22,16 @@ const LINGERING: usize = 2;
 /// takes some tens of microseconds.
 const OPENED_MAX: usize = 8;
 
+/// A shared connection that takes requests.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FreeLane {
+    slot: usize,
+    /// Requests on it.
+    len: usize,
+    /// As many as there may be.
+    depth: usize,
+}
+
 /// The slots of each line.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Places {
@@ -142,12 +152,23 @@ impl Forwarder {
     }
 
     fn dispatch_shared(&mut self, now: Instant) {
+        if self.next_cost(Line::Shared, now).is_none() {
+            return;
+        }
+        // Nothing changes them meanwhile but what is put on them here: one that is opened has yet to be established.
+        let mut lanes = std::mem::take(&mut self.lanes);
+        lanes.extend(self.free_lanes());
+        let mut all_open = false;
         while let Some(cost) = self.next_cost(Line::Shared, now) {
-            let lane = self.best_lane();
-            if lane.is_none_or(|(_, len)| len > 0) {
-                self.open_shared(now);
+            let free = lanes.iter_mut().filter(|lane| lane.len < lane.depth);
+            let best = free.min_by_key(|lane| lane.len);
+            if !all_open && best.as_ref().is_none_or(|lane| lane.len > 0) {
+                all_open = self.open_shared(now);
             }
-            let Some(connection) = lane.and_then(|(slot, _)| self.slots.get_mut(slot)) else {
+            let Some(lane) = best else {
+                break;
+            };
+            let Some(connection) = self.slots.get_mut(lane.slot) else {
                 break;
             };
             if let Some(item) = self.queue.pop(Line::Shared, now) {
@@ -155,8 +176,11 @@ impl Forwarder {
                 on.cost += cost;
                 on.requests += 1;
                 connection.lane.push(item, now);
+                lane.len += 1;
             }
         }
+        lanes.clear();
+        self.lanes = lanes;
     }
 
     /// A fresh connection for each, that nothing else goes on.
@@ -212,8 +236,8 @@ impl Forwarder {
         shared > self.options.connections && quarantined >= self.options.connections
     }
 
-    /// The established shared connection with the fewest requests, and how many those are.
-    fn best_lane(&self) -> Option<(usize, usize)> {
+    /// The established shared connections that take requests.
+    fn free_lanes(&self) -> impl Iterator<Item = FreeLane> {
         self.slots
             .among(self.places.of(Line::Shared))
             .filter_map(|(slot, connection)| {
@@ -225,14 +249,17 @@ impl Forwarder {
                 } else {
                     1
                 };
-                (connection.established && lane.is_open() && lane.len() < depth)
-                    .then_some((slot, lane.len()))
+                let len = lane.len();
+                (connection.established && lane.is_open() && len < depth).then_some(FreeLane {
+                    slot,
+                    len,
+                    depth,
+                })
             })
-            .min_by_key(|&(_, len)| len)
     }
 
-    /// Opens one more shared connection if that is useful and allowed.
-    fn open_shared(&mut self, now: Instant) {
+    /// Opens one more shared connection if that is useful and allowed. Says whether there are as many as there may be.
+    fn open_shared(&mut self, now: Instant) -> bool {
         let mut open = 0;
         let mut connecting = 0;
         let shared = self.places.of(Line::Shared);
@@ -240,20 +267,22 @@ impl Forwarder {
             open += usize::from(connection.lane.is_open());
             connecting += usize::from(!connection.established);
         }
-        if open >= self.options.connections
-            || connecting >= self.queue.shared_len()
+        if open >= self.options.connections {
+            return true;
+        }
+        if connecting >= self.queue.shared_len()
             || self.serve.until(now).is_some()
             || !self.may_connect(now)
         {
-            return;
+            return false;
         }
-        let Some(slot) = self.slots.empty(shared) else {
-            return;
-        };
-        match self.open(slot, Line::Shared, now) {
-            Ok(connection) => self.slots.put(slot, connection),
-            Err(error) => self.unreachable(&error, now),
+        if let Some(slot) = self.slots.empty(shared) {
+            match self.open(slot, Line::Shared, now) {
+                Ok(connection) => self.slots.put(slot, connection),
+                Err(error) => self.unreachable(&error, now),
+            }
         }
+        false
     }
 
     /// While the analyser is away, one attempt at a time.

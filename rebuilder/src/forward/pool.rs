@@ -12,7 +12,7 @@ use super::answer::Head;
 use super::backoff::Backoff;
 use super::bytes::{self, Rewrite};
 use super::connection::Connection;
-use super::dispatch::{OnConnections, Places};
+use super::dispatch::{FreeLane, OnConnections, Places};
 use super::lane::Broken;
 use super::queue::{Item, Line, PerSource, Queue, Source};
 use super::shunned::Shunned;
@@ -54,6 +54,8 @@ pub struct Forwarder {
     /// Whether shared connections get any answer.
     pub(super) serve: Backoff,
     buffer: Box<[u8]>,
+    /// Empty between the turns.
+    pub(super) lanes: Vec<FreeLane>,
 }
 
 /// How a connection ended.
@@ -121,6 +123,7 @@ impl Forwarder {
             reach: Backoff::new(0, options.backoff_max),
             serve: Backoff::new(2, options.backoff_max),
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            lanes: Vec::new(),
             options,
         })
     }

@@ -313,19 +313,19 @@ fn line_end(rest: &[u8]) -> Option<usize> {
     (rest.get(cr) == Some(&b'\r')).then_some(cr)
 }
 
-/// Whether a head of so many fields has no other control byte than tabs and, for each of its lines, one CR and one LF: where
-/// its lines are known to end in them, there are none within. Asked once, because the beginning and the end of a search cost
-/// as much as a field is long.
+/// Whether a head of so many fields has no other control byte than tabs and two for each of its lines: where its lines are
+/// known to end in CR and LF, there are none within. Asked once, because the beginning and the end of a search cost as much
+/// as a field is long.
 fn is_head_text(head: &[u8], fields: usize) -> bool {
     // The request line and the empty one.
     let lines = fields + 2;
-    let control = |b: u8| {
-        let line_end = (b == b'\r') | (b == b'\n');
-        ((b < b' ') & (b != b'\t') & !line_end) | (b == 0x7f)
-    };
-    !any(head, control)
-        && memchr::memchr_iter(b'\r', head).count() == lines
-        && memchr::memchr_iter(b'\n', head).count() == lines
+    let control = |b: u8| ((b < b' ') & (b != b'\t')) | (b == 0x7f);
+    // So many at a time that a byte holds their count: the compiler then takes sixteen at a time.
+    let counts = head.chunks(128).map(|bytes| {
+        let count = |count: u8, &b: &u8| count + u8::from(control(b));
+        usize::from(bytes.iter().fold(0, count))
+    });
+    counts.sum::<usize>() == 2 * lines
 }
 
 fn is_field_text(bytes: &[u8]) -> bool {
