@@ -291,13 +291,14 @@ impl Head {
 /// The lines of a head behind the first one, whatever ends that: a method is nobody's field.
 fn behind_first_line(raw: &[u8], head: Range<usize>) -> Range<usize> {
     let text = raw.get(head.clone()).unwrap_or_default();
-    let first = text.iter().position(|&b| b == b'\r' || b == b'\n');
+    let first = memchr::memchr2(b'\r', b'\n', text);
     head.start + first.unwrap_or(text.len())..head.end
 }
 
 /// The names of the flags that are set and where the client's address comes from, if there is anything to say.
 fn write_flags(out: &mut Vec<u8>, flags: Flags, origin_from: OriginSource) {
     let origin = match origin_from {
+        OriginSource::Peer if flags.is_empty() => return,
         OriginSource::Peer => None,
         OriginSource::Proxy => Some("client-proxy"),
         OriginSource::Xff => Some("client-xff"),
@@ -308,9 +309,7 @@ fn write_flags(out: &mut Vec<u8>, flags: Flags, origin_from: OriginSource) {
         out.extend(name.bytes().map(|b| b.to_ascii_lowercase()));
         separator = ", ";
     }
-    if separator == ", " {
-        out.extend_from_slice(b"\r\n");
-    }
+    out.extend_from_slice(b"\r\n");
 }
 
 /// An address or a number as text. By hand where it is no IPv6 address: this is done three times a request, and formatting

@@ -12,19 +12,29 @@ use super::waiting::{REQUESTS_MAX, Waiting};
 pub const ITEM_OVERHEAD: usize = 576;
 
 /// Whose requests share a part of the connections that carry one request: the inner source address, an IPv6 one by its
-/// /64. As one number, because it is hashed with every request: an IPv4 address as the IPv6 address that it is mapped to, whose
+/// /64. As two words, because it is hashed with every request: an IPv4 address as the IPv6 address that it is mapped to, whose
 /// lower half is not zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Source(u128);
+pub(super) struct Source {
+    high: u64,
+    low: u64,
+}
 
 impl Source {
     /// The source that `address` belongs to.
     #[must_use]
     pub(super) fn of(address: IpAddr) -> Self {
-        Self(match address.to_canonical() {
-            IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
-            IpAddr::V6(v6) => v6.to_bits() & !(u128::from(u64::MAX)),
-        })
+        match address.to_canonical() {
+            IpAddr::V4(v4) => Self {
+                high: 0,
+                low: 0xffff_0000_0000 | u64::from(v4.to_bits()),
+            },
+            IpAddr::V6(v6) => Self {
+                // The upper half fits.
+                high: u64::try_from(v6.to_bits() >> 64).unwrap_or(0),
+                low: 0,
+            },
+        }
     }
 }
 

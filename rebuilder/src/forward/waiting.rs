@@ -6,6 +6,7 @@ use std::collections::hash_map::{Entry, HashMap};
 use std::time::Instant;
 
 use super::queue::{Item, Line, PerSource, Source};
+use crate::keyed::Keyed;
 
 /// A place in [`Waiting::nodes`].
 type Index = u32;
@@ -111,8 +112,8 @@ pub(super) struct Waiting {
     nodes: Vec<Option<Node>>,
     free: Vec<Index>,
     lines: [OfLine; Line::ALL.len()],
-    // Its keys are chosen by strangers: the standard library's hash is keyed.
-    shares: HashMap<Source, Share>,
+    // Its keys are chosen by strangers.
+    shares: HashMap<Source, Share, Keyed>,
     turns: [VecDeque<Source>; Line::ALL.len()],
     per_source: PerSource,
 }
@@ -130,7 +131,7 @@ impl Waiting {
             nodes: Vec::new(),
             free: Vec::new(),
             lines: [line; _],
-            shares: HashMap::new(),
+            shares: HashMap::default(),
             turns: Default::default(),
             per_source,
         }
