@@ -106,22 +106,23 @@ pub(super) fn judge(bytes: &[u8], head: &Head) -> Verdict {
     let mut keep_alive = false;
     for header in &head.headers {
         let name = field_name(bytes, header);
-        let value = header
-            .value
-            .clone()
-            .and_then(|range| bytes.get(range))
-            .unwrap_or_default();
+        let value = || {
+            let range = header.value.clone()?;
+            bytes.get(range)
+        };
+        let value = || value().unwrap_or_default();
         match name.len() {
+            9 | 13 | 14 if passes_for_ours(name) => spoofed = true,
             14 | 17 if is_lookalike(name) => lookalike = true,
             14 if name.eq_ignore_ascii_case(b"content-length") => {
-                for member in members(value) {
+                for member in members(value()) {
                     lengths += 1;
                     length = length.or_else(|| digits(member));
                 }
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
                 coded = true;
-                for member in members(value) {
+                for member in members(value()) {
                     // An empty member is none (RFC 9110 §5.6.1.2) for some, and a coding that is not `chunked` for others.
                     codings += 1;
                     chunked_last = member.eq_ignore_ascii_case(b"chunked")
@@ -129,7 +130,7 @@ pub(super) fn judge(bytes: &[u8], head: &Head) -> Verdict {
                 }
             }
             10 if name.eq_ignore_ascii_case(b"connection") => {
-                for member in members(value) {
+                for member in members(value()) {
                     close |= member.eq_ignore_ascii_case(b"close");
                     keep_alive |= member.eq_ignore_ascii_case(b"keep-alive");
                 }
@@ -137,11 +138,10 @@ pub(super) fn judge(bytes: &[u8], head: &Head) -> Verdict {
             7 if name.eq_ignore_ascii_case(b"upgrade") => upgrade = true,
             6 if name.eq_ignore_ascii_case(b"expect") => {
                 expectations += 1;
-                expects |= value.eq_ignore_ascii_case(b"100-continue");
+                expects |= value().eq_ignore_ascii_case(b"100-continue");
             }
             _ => {}
         }
-        spoofed |= passes_for_ours(name);
     }
     let connect = bytes.get(head.method.clone()) == Some(b"CONNECT");
     let framing = match length {

@@ -1,8 +1,9 @@
 //! A head as clients write it, found and split in one pass.
 //!
 //! Nearly every head is one: it begins with a method that servers know, ends within the piece, and nothing in it is odd or
-//! would be refused. Whatever else comes (an empty line before it, a fold, a control, a bare LF, a HTAB within a value, a
-//! name with a `.`, a version of more digits, a head that goes on in the next segment) is left to [`super::head`], which knows them all. A
+//! would be refused. Whatever else comes (an empty line before it, a fold, a control, a bare LF, a HTAB, a name with
+//! a `.`, a value that is empty or has other than one space before it, a version of more digits, a head that goes on in the
+//! next segment) is left to [`super::head`], which knows them all. A
 //! property test holds the two together: what is taken here, [`super::head`] takes, and gives the same.
 
 use super::head::{Head, is_blank};
@@ -30,20 +31,18 @@ pub(super) fn plain(data: &[u8]) -> Option<(Head, usize)> {
     let mut headers = Vec::with_capacity(16);
     while !data.get(line..)?.starts_with(b"\r\n") {
         let colon = find(data, line, |b| !is_common(b))?;
-        if colon == line || data.get(colon) != Some(&b':') {
-            return None;
-        }
-        let blanks = data.get(colon + 1..)?.iter().take_while(|b| is_blank(**b));
-        let start = colon + 1 + blanks.count();
+        let start = match data.get(colon..)? {
+            [b':', b' ', first, ..] if colon > line && !is_blank(*first) => colon + 2,
+            _ => return None,
+        };
         let end = find(data, start, is_control)?;
-        if !data.get(end..)?.starts_with(b"\r\n") {
-            return None;
+        match data.get(end - 1..)? {
+            [last, b'\r', b'\n', ..] if *last != b' ' => {}
+            _ => return None,
         }
-        let spaces = data.get(start..end)?.iter().rev();
-        let spaces = spaces.take_while(|b| **b == b' ').count();
         headers.push(Header {
             name: line..colon,
-            value: Some(start..end - spaces),
+            value: Some(start..end),
         });
         line = end + b"\r\n".len();
     }
@@ -65,9 +64,8 @@ fn find(data: &[u8], mut from: usize, ends: impl Fn(u8) -> bool) -> Option<usize
         for (mark, byte) in marks.iter_mut().zip(block) {
             *mark = if ends(*byte) { 0xff } else { 0 };
         }
-        let marks = u128::from_le_bytes(marks);
-        if marks != 0 {
-            return Some(from + marks.trailing_zeros() as usize / 8);
+        if marks.iter().fold(0, |any, mark| any | mark) != 0 {
+            return Some(from + u128::from_le_bytes(marks).trailing_zeros() as usize / 8);
         }
         from += block.len();
     }

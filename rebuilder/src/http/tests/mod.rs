@@ -7,6 +7,7 @@ mod framing;
 mod heads;
 mod health_check;
 mod llhttp;
+mod plain;
 mod preface;
 mod properties;
 mod proxy;
