@@ -2,13 +2,25 @@
 //! account, with its bookkeeping.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 
 /// Who is charged: the sender's IPv4 address or the /64 of its IPv6 address, because one host commands a whole /64.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     V4(u32),
     V6(u64),
+}
+
+/// One word, and without the kind: every word costs a round of SipHash, and no more than two sources share one.
+impl Hash for Source {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(match self {
+            Self::V4(address) => u64::from(*address),
+            Self::V6(network) => *network,
+        });
+    }
 }
 
 impl Source {
@@ -53,10 +65,20 @@ impl Budget {
             return;
         }
         self.total = self.total.saturating_sub(before).saturating_add(after);
-        let held = self.sources.entry(source).or_insert(0);
-        *held = held.saturating_sub(before).saturating_add(after);
-        if *held == 0 {
-            self.sources.remove(&source);
+        match self.sources.entry(source) {
+            Entry::Occupied(mut entry) => {
+                let held = entry.get().saturating_sub(before).saturating_add(after);
+                if held == 0 {
+                    entry.remove();
+                } else {
+                    entry.insert(held);
+                }
+            }
+            Entry::Vacant(entry) => {
+                if after > 0 {
+                    entry.insert(after);
+                }
+            }
         }
     }
 

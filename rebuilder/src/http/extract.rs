@@ -156,8 +156,10 @@ impl Extractor {
             Chunk::Open { .. } => Interest::Wanted,
         };
         let after = direction.held();
-        self.budget.change(source, before, after);
-        self.heavy.change(dir, ends, before, after);
+        if after != before {
+            self.budget.change(source, before, after);
+            self.heavy.change(dir, ends, before, after);
+        }
         if matches!(chunk, Chunk::Closed(_)) {
             self.directions.remove(&dir);
         }

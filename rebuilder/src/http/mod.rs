@@ -1,7 +1,7 @@
 //! The bytes of one direction become HTTP/1 requests.
 //!
 //! ```text
-//! Chunk ─▶ extract (a Direction each) ─▶ proxy ─▶ head ─▶ framing ─▶ length | chunked ─▶ Request ─▶ row
+//! Chunk ─▶ extract (a Direction each) ─▶ proxy ─▶ plain | head ─▶ framing ─▶ length | chunked ─▶ Request ─▶ row
 //!                                          └── search, where the framing is lost or was never known
 //! ```
 //!

@@ -1,10 +1,10 @@
 //! A head as clients write it, found and split in one pass.
 //!
 //! Nearly every head is one: it begins with a method that servers know, ends within the piece, and nothing in it is odd or
-//! would be refused. Whatever else comes (an empty line before it, a fold, a control, a bare LF, a HTAB, a name with
-//! a `.`, a value that is empty or has other than one space before it, a version of more digits, a head that goes on in the
-//! next segment) is left to [`super::head`], which knows them all. A
-//! property test holds the two together: what is taken here, [`super::head`] takes, and gives the same.
+//! would be refused. Whatever else comes (an empty line before it, a fold, a control, a bare LF, a HTAB, a name with a `.`,
+//! a value that is empty or has other than one space before it, a version of more digits, a head that goes on in the next
+//! segment) is left to [`super::head`], which knows them all. A property test holds the two together: what is taken here,
+//! [`super::head`] takes, and gives the same.
 
 use super::head::{Head, is_blank};
 use super::{Header, methods};
