@@ -15,6 +15,9 @@
 //! calls holds 50 and refills 5 a second (EC2 API throttling), and ours is below its refill in the long run, with one
 //! call a process on top. An idle process saves nothing up for later: a burst of its own would come at the very moment
 //! when everybody else launches something too.
+//!
+//! One moment remains at which two processes of `reconcile` change something: the pass that answers the update of a stack,
+//! beside a scheduled sweep. While it lasts the sum is 1.5 · M; with M = 3 that is below the refill too.
 
 use std::time::Duration;
 
