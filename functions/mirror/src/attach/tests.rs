@@ -410,9 +410,11 @@ async fn an_event_never_changes_what_another_event_of_any_kind_would_not() {
     }
 }
 
+type Change = fn(&mut fake::State);
+
 /// Each selector, and what makes the one interface of [`Fake::with_one_tagged`] selected by it. What the events name is
 /// that interface, or its instance; a second one, in another VPC and without tags, is never selected.
-fn selectors() -> Vec<(&'static str, fn(&mut fake::State))> {
+fn selectors() -> Vec<(&'static str, Change)> {
     fn tag(state: &mut fake::State, key: &str, value: &str) {
         let tags = &mut state.interfaces[0].instance.as_mut().unwrap().tags;
         tags.insert(key.to_owned(), value.to_owned());
@@ -424,7 +426,7 @@ fn selectors() -> Vec<(&'static str, fn(&mut fake::State))> {
             tags.insert("Team".to_owned(), String::new());
         }),
         ("asg:web-*", |f| {
-            tag(f, "aws:autoscaling:groupName", "web-1")
+            tag(f, "aws:autoscaling:groupName", "web-1");
         }),
         ("eks:prod/work*", |f| {
             tag(f, "eks:cluster-name", "prod");
@@ -457,9 +459,11 @@ fn selectors() -> Vec<(&'static str, fn(&mut fake::State))> {
             f.tasks = [("prod".to_owned(), vec![EniId::new(ENI)])].into();
         }),
         ("elb:app/web", |f| {
-            of_a_service(f, "ELB app/web/50dc6c495c0c9188")
+            of_a_service(f, "ELB app/web/50dc6c495c0c9188");
         }),
-        ("elb:classic/web", |f| of_a_service(f, "ELB web")),
+        ("elb:classic/web", |f| {
+            of_a_service(f, "ELB web");
+        }),
     ]
 }
 
@@ -493,7 +497,7 @@ const ALL_EVENTS: [&str; 21] = [
     "trail-delete-session",
 ];
 
-fn selected_by(selector: &str, change: fn(&mut fake::State)) -> (Fake, crate::settings::Settings) {
+fn selected_by(selector: &str, change: Change) -> (Fake, crate::settings::Settings) {
     let fake = Fake::with_one_tagged();
     let mut decoy = fake::interface("eni-00000009", "i-00000009");
     decoy.vpc = "vpc-2".to_owned();
