@@ -179,8 +179,17 @@ impl Rebuilder {
 
     /// The most that was ever resident, in bytes (proc_pid_status(5)).
     pub(crate) fn peak(&self) -> usize {
+        self.status("VmHWM:")
+    }
+
+    /// What is resident now, in bytes; a ring counts.
+    pub(crate) fn resident(&self) -> usize {
+        self.status("VmRSS:")
+    }
+
+    fn status(&self, field: &str) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find(|l| l.starts_with("VmHWM:")).unwrap();
+        let line = status.lines().find(|l| l.starts_with(field)).unwrap();
         line.split_whitespace()
             .nth(1)
             .unwrap()
