@@ -79,7 +79,12 @@ fn run(options: &Options) -> anyhow::Result<()> {
         rows.extend(offline::run("both, packets mixed", &mixed, false)?);
     }
     if wanted(&What::Live) {
-        rows.extend(live::run(&offline::capture(directory)?)?);
+        match live::run(&offline::capture(directory)?) {
+            Ok(live) => rows.extend(live),
+            // The other parts need neither root nor a second processor.
+            Err(error) if options.what.is_none() => eprintln!("live: {error:#}; not measured"),
+            Err(error) => return Err(error),
+        }
     }
     if wanted(&What::Egress) {
         rows.extend(egress::run()?);
