@@ -67,7 +67,7 @@ fn chaos(
 }
 
 fn cases() -> ProptestConfig {
-    let cases = setting("MIRRORFLEET_CASES", 48);
+    let cases = setting("MIRRORFLEET_CASES", 150);
     ProptestConfig::with_cases(u32::try_from(cases).unwrap_or(u32::MAX))
 }
 

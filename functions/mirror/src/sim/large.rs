@@ -200,12 +200,12 @@ fn ten_thousand_instances_converge_after_each_churn_with_errors_and_crashes() {
     }
     let settings = fake::settings();
     let queue = Queue::new(Setup::TEMPLATE);
-    queue.deadly.set((20, 100));
+    queue.deadly.set((50, 100));
     let mut others = Others::new(&world, &queue);
     let before = others.foreign.len();
     let drive = async {
         for round in 0..rounds {
-            let end = world.now() + 20 * MINUTE;
+            let end = world.now() + 30 * MINUTE;
             while world.now() < end {
                 world.wait(REPLACED).await;
                 others.churn();

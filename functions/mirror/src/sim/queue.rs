@@ -233,7 +233,7 @@ fn kill(world: &World, crashes: u64) -> Kill {
     if !account.random.in_thousand(crashes) {
         return Kill::Never;
     }
-    let (call, after) = (account.random.below(40), account.random.in_thousand(500));
+    let (call, after) = (account.random.below(16), account.random.in_thousand(500));
     let call = usize::try_from(call).unwrap_or(0);
     if after {
         Kill::After(call)
