@@ -508,8 +508,8 @@ async fn while_the_stack_is_being_deleted_nothing_is_made() {
 async fn the_time_from_the_first_event_to_the_session_is_told() {
     let fake = Fake::with_one_tagged();
     fake.state().epoch = half_a_minute_later();
-    // Of the instance: 30 s ago, and later; of the interface: earlier, but it is the instance's launch that counts first.
-    let answer = attach(&fake, records(&["asg-launch", "instance-running"]))
+    // The group's event says a later time: the first one counts.
+    let answer = attach(&fake, records(&["instance-running", "asg-launch"]))
         .await
         .unwrap();
     assert_eq!(answer.latencies, [Duration::from_secs(30)]);
