@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::handover::Route;
 use crate::http::{Flags, Request, write_json};
 use crate::keyed::Keyed;
 use crate::pipeline::{Pipeline, PipelineOptions};
 use crate::receive::LinkType;
 use crate::receive::capture::{CaptureError, CaptureReader};
-use crate::stream::End;
+use crate::stream::{AHEAD, End};
 use crate::telemetry::PacketOutcome;
 
 /// What `inspect` prints.
@@ -102,26 +103,32 @@ pub fn run(
         }
     };
     let fault = loop {
-        let frame = match reader.next() {
-            Ok(Some(frame)) => frame,
-            Ok(None) => break None,
+        let frames = match reader.next_few(4 * AHEAD) {
+            Ok(frames) if frames.len() == 0 => break None,
+            Ok(frames) => frames,
             Err(e) => break Some(e),
         };
-        if let LinkType::Other(number) = frame.link
-            && !unread.contains(&number)
-        {
-            unread.push(number);
-            remark(format!(
-                "{}: packet {}: link type {number} is not read; such packets are counted as link_type (convert the \
-                 capture to Ethernet, SLL or raw IP to see them)",
-                file.display(),
-                summary.packets + 1
-            ));
+        for frame in frames.clone() {
+            summary.packets += 1;
+            summary.bytes += frame.data.len() as u64;
+            if let LinkType::Other(number) = frame.link
+                && !unread.contains(&number)
+            {
+                unread.push(number);
+                remark(format!(
+                    "{}: packet {}: link type {number} is not read; such packets are counted as link_type (convert \
+                     the capture to Ethernet, SLL or raw IP to see them)",
+                    file.display(),
+                    summary.packets
+                ));
+            }
         }
-        let outcome = pipeline.frame(&frame, &mut |r| emit(&mut summary, &r));
-        summary.packets += 1;
-        summary.bytes += frame.data.len() as u64;
-        by_outcome[outcome.index()] += 1;
+        pipeline.frames(
+            frames,
+            |_| Route::Own,
+            |outcome| by_outcome[outcome.index()] += 1,
+            &mut |request| emit(&mut summary, &request),
+        );
     };
     pipeline.finish(End::Eof, &mut |r| emit(&mut summary, &r));
     if let Some(e) = failed_output {

@@ -18,6 +18,7 @@ pub mod http;
 pub mod inspect;
 pub mod keyed;
 pub mod pipeline;
+mod prefetch;
 pub mod receive;
 pub mod replay;
 pub mod run;

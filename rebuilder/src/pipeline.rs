@@ -5,7 +5,8 @@ use crate::handover::Route;
 use crate::http::{Extractor, HttpCounters, HttpOptions, Request};
 use crate::receive::Frame;
 use crate::stream::{
-    Chunk, Compared, DirectionId, End, Endpoints, Interest, Sink, Stats, StreamOptions, Streams,
+    AHEAD, Chunk, Compared, DirectionId, End, Endpoints, Interest, Named, Sink, Stats,
+    StreamOptions, Streams,
 };
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
@@ -85,17 +86,64 @@ impl Pipeline {
             Err(outcome) => return Some(outcome),
         };
         self.cut_frames += u64::from(segment.cut > 0);
-        match route(&segment) {
-            Route::Own => {
-                let mut sink = Extraction {
-                    gaps: &mut self.gaps,
-                    extractor: &mut self.extractor,
-                    out,
+        let named = self.streams.named(&segment);
+        let mut sink = Extraction {
+            gaps: &mut self.gaps,
+            extractor: &mut self.extractor,
+            out,
+        };
+        take(&mut self.streams, &segment, &named, route, &mut sink)
+    }
+
+    /// Takes frames that are in memory together, as [`Pipeline::steered_frame`] would one after the other; each outcome
+    /// that ends here goes to `ended`.
+    pub fn frames<'a>(
+        &mut self,
+        frames: impl Iterator<Item = Frame<'a>>,
+        mut route: impl FnMut(&Segment<'_>) -> Route,
+        mut ended: impl FnMut(PacketOutcome),
+        out: &mut impl FnMut(Request),
+    ) {
+        let mut frames = frames.fuse();
+        let mut other = None;
+        loop {
+            let mut decoded = [const { None }; AHEAD];
+            let mut count = 0;
+            while count < AHEAD
+                && let Some(frame) = frames.next()
+            {
+                let Some(outcome) = self.decoder.decode_plain(&frame) else {
+                    other = Some(frame);
+                    break;
                 };
-                Some(self.streams.push(&segment, &mut sink))
+                let outcome = outcome.map(|segment| (segment, self.streams.named(&segment)));
+                decoded[count] = Some(outcome);
+                count += 1;
             }
-            Route::Handed => None,
-            Route::Full => Some(PacketOutcome::HandoverFull),
+            let segments = decoded.iter().take(count).flatten().flatten();
+            self.streams.look_ahead(segments.map(|(_, named)| named));
+            for outcome in decoded.iter().take(count).flatten() {
+                let outcome = match outcome {
+                    Ok((segment, named)) => {
+                        self.cut_frames += u64::from(segment.cut > 0);
+                        let mut sink = Extraction {
+                            gaps: &mut self.gaps,
+                            extractor: &mut self.extractor,
+                            out,
+                        };
+                        take(&mut self.streams, segment, named, &mut route, &mut sink)
+                    }
+                    Err(outcome) => Some(*outcome),
+                };
+                outcome.map(&mut ended);
+            }
+            match other.take() {
+                Some(frame) => {
+                    self.steered_frame(&frame, &mut route, out).map(&mut ended);
+                }
+                None if count < AHEAD => return,
+                None => {}
+            }
         }
     }
 
@@ -187,5 +235,21 @@ impl Pipeline {
     #[must_use]
     pub fn http_counters(&self) -> HttpCounters {
         self.extractor.counters()
+    }
+}
+
+/// Gives a segment to the table, if it is this worker's.
+#[inline]
+fn take(
+    streams: &mut Streams,
+    segment: &Segment<'_>,
+    named: &Named,
+    route: impl FnOnce(&Segment<'_>) -> Route,
+    sink: &mut impl Sink,
+) -> Option<PacketOutcome> {
+    match route(segment) {
+        Route::Own => Some(streams.push_named(segment, named, sink)),
+        Route::Handed => None,
+        Route::Full => Some(PacketOutcome::HandoverFull),
     }
 }

@@ -26,7 +26,7 @@ use crate::pipeline::{Pipeline, PipelineOptions};
 use crate::receive::host::{HostLoss, HostWatch, Loss, with_gro};
 use crate::receive::sys::{pin, processors};
 use crate::receive::udp::BindError;
-use crate::receive::{self, Left, ReceiveOptions, Receiver};
+use crate::receive::{self, Frame, Left, ReceiveOptions, Receiver};
 use crate::stream::{End, SET_BACK};
 use crate::telemetry::{
     AdminError, AdminOptions, AdminServer, Counter, Gauge, Health, LoadMeter, Metrics,
@@ -384,12 +384,11 @@ impl Worker {
         // pause of this thread in between would let flow time pass packets that have arrived and are not read.
         let now = wall_clock();
         let budget = DRAIN_BUDGET.min(handover.may_read());
-        let drained = receiver.drain(budget, now, |frame| {
+        let drained = receiver.drain(budget, now, |frames| {
             let route = |segment: &Segment<'_>| handover.route(segment);
-            if let Some(outcome) = pipeline.steered_frame(&frame, route, &mut submit) {
-                counters.packet(outcome);
-            }
-            counters.add(Counter::ReceivedBytes, frame.data.len() as u64);
+            let ended = |outcome| counters.packet(outcome);
+            pipeline.frames(frames.iter().copied(), route, ended, &mut submit);
+            counters.add(Counter::ReceivedBytes, bytes_of(frames));
         });
         counters.packets(PacketOutcome::Draining, handover.flush());
         handover.take(|segment| counters.packet(pipeline.segment(segment, &mut submit)));
@@ -551,9 +550,9 @@ impl Worker {
     /// the socket was found empty.
     fn turn_away(&mut self) -> bool {
         let counters = &self.counters;
-        let counted = self.receiver.drain(DRAIN_BUDGET, wall_clock(), |frame| {
-            counters.packet(PacketOutcome::Draining);
-            counters.add(Counter::ReceivedBytes, frame.data.len() as u64);
+        let counted = self.receiver.drain(DRAIN_BUDGET, wall_clock(), |frames| {
+            counters.packets(PacketOutcome::Draining, frames.len() as u64);
+            counters.add(Counter::ReceivedBytes, bytes_of(frames));
         });
         counted.map_or_else(
             |error| {
@@ -564,6 +563,10 @@ impl Worker {
             |drained| drained.left == Left::Nothing,
         )
     }
+}
+
+fn bytes_of(frames: &[Frame<'_>]) -> u64 {
+    frames.iter().map(|frame| frame.data.len() as u64).sum()
 }
 
 fn submit(

@@ -174,18 +174,31 @@ impl Decoder {
     /// pieces), `link_type`, `vni_excluded`, `port_excluded`, `bad_checksum`, `bad_vxlan`, `bad_link`, `bad_ip`,
     /// `bad_tcp`.
     pub fn decode<'a>(&'a mut self, frame: &Frame<'a>) -> Result<Segment<'a>, PacketOutcome> {
-        if let Some(plain::Plain {
+        match self.decode_plain(frame) {
+            Some(decoded) => decoded,
+            None => self.decode_any(frame),
+        }
+    }
+
+    /// The same, of a frame that can be taken apart by fixed places; `None` of any other, with which nothing has been
+    /// done then. The segment borrows from the frame alone, so that more frames may be decoded before it is used.
+    #[inline]
+    pub fn decode_plain<'a>(
+        &mut self,
+        frame: &Frame<'a>,
+    ) -> Option<Result<Segment<'a>, PacketOutcome>> {
+        let plain::Plain {
             vni,
             mirrored,
             packet,
             tcp,
-        }) = self.plain(frame)
-        {
-            self.options.admit(vni)?;
-            let (options, checksums) = (&self.options, &mut self.checksums);
-            return segment(options, checksums, frame.ts, vni, mirrored, &packet, &tcp);
+        } = self.plain(frame)?;
+        if let Err(outcome) = self.options.admit(vni) {
+            return Some(Err(outcome));
         }
-        self.decode_any(frame)
+        let (options, checksums) = (&self.options, &mut self.checksums);
+        let (ts, packet, tcp) = (frame.ts, &packet, &tcp);
+        Some(segment(options, checksums, ts, vni, mirrored, packet, tcp))
     }
 
     #[inline]

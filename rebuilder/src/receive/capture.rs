@@ -117,6 +117,8 @@ pub struct CaptureReader {
     /// Of the last packet that had a time: what a Simple Packet Block, which has none, is given.
     last: Timestamp,
     done: bool,
+    /// Those of the last [`CaptureReader::next_few`].
+    few: Vec<Located>,
 }
 
 impl std::fmt::Debug for CaptureReader {
@@ -172,6 +174,7 @@ impl CaptureReader {
             format,
             last: Timestamp::default(),
             done: false,
+            few: Vec::new(),
         })
     }
 
@@ -215,6 +218,51 @@ impl CaptureReader {
                 Err(e)
             }
         }
+    }
+
+    /// The next packets that are in memory together, `max` at most; none at the end of the file, and after an error.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn next_few(
+        &mut self,
+        max: usize,
+    ) -> Result<impl ExactSizeIterator<Item = Frame<'_>> + Clone, CaptureError> {
+        self.few.clear();
+        while self.few.len() < max && !self.done {
+            let found = match &mut self.format {
+                Format::Pcap {
+                    record,
+                    link,
+                    nanos,
+                    // Reading on would move what was found before.
+                } if self.few.is_empty() || is_there(&self.window, *record) => {
+                    next_pcap(&mut self.window, *record, *link, *nanos)
+                }
+                Format::PcapNg(section) if self.few.is_empty() => {
+                    section.next(&mut self.window, self.last)
+                }
+                _ => break,
+            };
+            match found {
+                Ok(Some(located)) => {
+                    self.last = located.ts;
+                    self.few.push(located);
+                }
+                Ok(None) => self.done = true,
+                Err(e) => {
+                    self.done = true;
+                    return Err(e);
+                }
+            }
+        }
+        // What was consumed stays in place until the next call.
+        let window = &self.window.buf;
+        Ok(self.few.iter().map(|located| Frame {
+            ts: located.ts,
+            link: located.link,
+            data: window.get(located.data.clone()).unwrap_or_default(),
+        }))
     }
 
     /// Bytes of the (unzipped) file that are behind the packets given so far.
@@ -288,6 +336,14 @@ fn not_a_capture(window: &Window) -> CaptureError {
             begins.join(" ")
         },
     }
+}
+
+/// Whether a whole record is in memory, so that the next one is found without reading on and without an error.
+fn is_there(window: &Window, record: PcapRecord) -> bool {
+    window.array::<12>(0).is_some_and(|[.., a, b, c, d]| {
+        let len = record.order.u32([a, b, c, d]) as usize;
+        len <= MAX_RECORD && window.available() >= record.header + len
+    })
 }
 
 fn next_pcap(

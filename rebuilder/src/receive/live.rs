@@ -109,11 +109,11 @@ impl Receiver {
         &mut self,
         budget: usize,
         now: Timestamp,
-        f: impl FnMut(Frame<'_>),
+        f: impl FnMut(&[Frame<'_>]),
     ) -> io::Result<Drained> {
         match self {
-            Self::Ring(ring) => Ok(ring.drain(budget, f)),
-            Self::Socket(socket) => socket.drain(budget, now, f),
+            Self::Ring(ring) => Ok(ring.drain_few(budget, f)),
+            Self::Socket(socket) => socket.drain_few(budget, now, f),
         }
     }
 

@@ -50,6 +50,51 @@ pub struct Frame<'a> {
     pub data: &'a [u8],
 }
 
+/// How many frames are handed over at once.
+pub const FEW: usize = 64;
+
+/// Frames that wait to be handed over together.
+struct Few<'a> {
+    frames: [Frame<'a>; FEW],
+    count: usize,
+}
+
+impl Default for Few<'_> {
+    fn default() -> Self {
+        let none = Frame {
+            ts: Timestamp(0),
+            link: LinkType::Vxlan,
+            data: &[],
+        };
+        Self {
+            frames: [none; FEW],
+            count: 0,
+        }
+    }
+}
+
+impl<'a> Few<'a> {
+    /// Takes a frame, and hands all over where there is no room for another one.
+    fn push(&mut self, frame: Frame<'a>, f: &mut impl FnMut(&[Frame<'_>])) {
+        if let Some(place) = self.frames.get_mut(self.count) {
+            *place = frame;
+            self.count += 1;
+        }
+        if self.count == FEW {
+            self.give(f);
+        }
+    }
+
+    /// Hands over what there is.
+    fn give(&mut self, f: &mut impl FnMut(&[Frame<'_>])) {
+        let frames = self.frames.get(..self.count).unwrap_or_default();
+        if !frames.is_empty() {
+            f(frames);
+        }
+        self.count = 0;
+    }
+}
+
 /// What a drain found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drained {

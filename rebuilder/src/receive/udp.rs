@@ -12,7 +12,7 @@ use std::os::fd::AsRawFd;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::sys::{get_words, set_option, set_program};
-use super::{Drained, Frame, Left, LinkType, ring, steering};
+use super::{Drained, Few, Frame, Left, LinkType, ring, steering};
 use crate::time::Timestamp;
 
 /// What is asked of the kernel for a socket's queue, in bytes: at 300,000 packets/s, smaller than 8 MB lost some,
@@ -349,19 +349,37 @@ impl UdpReceiver {
         now: Timestamp,
         mut f: impl FnMut(Frame<'_>),
     ) -> io::Result<Drained> {
+        self.drain_few(budget, now, |frames| {
+            frames.iter().copied().for_each(&mut f);
+        })
+    }
+
+    /// The same, some frames at a time: as many as one system call gave, [`FEW`](super::FEW) at most.
+    ///
+    /// # Errors
+    /// As [`Self::drain`].
+    pub fn drain_few(
+        &mut self,
+        budget: usize,
+        now: Timestamp,
+        mut f: impl FnMut(&[Frame<'_>]),
+    ) -> io::Result<Drained> {
         let mut datagrams = 0;
         let link = link_type(self.addr.port());
         while datagrams < budget {
             let want = BATCH.min(budget - datagrams);
             let got = self.receive(want)?;
             let buffers = self.buffers.chunks_exact(MAX_DATAGRAM);
+            let mut few = Few::default();
             for (buffer, arrived) in buffers.zip(self.arrived.iter()).take(got) {
-                f(Frame {
+                let frame = Frame {
                     ts: arrived.ts.unwrap_or(now),
                     link,
                     data: buffer.get(..arrived.len).unwrap_or(buffer),
-                });
+                };
+                few.push(frame, &mut f);
             }
+            few.give(&mut f);
             datagrams += got;
             if got < want {
                 return Ok(Drained {

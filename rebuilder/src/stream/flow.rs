@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 
 use crate::decode::{Segment, Seq, TcpFlags, Vni};
 use crate::keyed::Keyed;
+use crate::prefetch::prefetch;
 use crate::time::Timestamp;
 
 use super::direction::{Direction, Env, Reach};
@@ -311,6 +312,15 @@ impl Flow {
     pub(super) fn note_plain(&mut self) {
         for half in [&mut self.low, &mut self.high] {
             half.plain = half.is_plain();
+        }
+    }
+
+    /// Asks memory for what a packet in order needs of the directions.
+    pub(super) fn prefetch_directions(&self) {
+        for half in [&self.low, &self.high] {
+            if let Some(only) = half.generations.first().filter(|_| half.plain) {
+                prefetch(only, 3);
+            }
         }
     }
 

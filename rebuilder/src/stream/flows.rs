@@ -10,6 +10,7 @@ use crate::time::Timestamp;
 use super::flow::{Flow, Name};
 use super::offset::index;
 use crate::budget::{Budget, Source};
+use crate::prefetch::prefetch;
 
 /// What a flow costs beside its directions, the stages behind included: its slot (216 bytes), its share of the index, of
 /// the timers, and of what is known of its owner, each in a table that may be less than half full.
@@ -143,6 +144,20 @@ impl Flows {
             entry.tag == tag && self.get(entry.slot).is_some_and(|f| f.name.key == name.key)
         };
         self.index.find(name.hash, is_it).map(|entry| entry.slot)
+    }
+
+    /// Where the flow of that name is, if it is in the table: as a rule, and found without a look at the flow.
+    pub(super) fn probably(&self, name: &Name) -> Option<u32> {
+        let tag = tag(name.hash);
+        let found = self.index.find(name.hash, |entry| entry.tag == tag)?;
+        Some(found.slot)
+    }
+
+    /// Asks memory for what a packet in order needs of a flow.
+    pub(super) fn prefetch(&self, slot: u32) {
+        if let Some(slot) = self.slots.get(index(u64::from(slot))) {
+            prefetch(slot, 3);
+        }
     }
 
     pub(super) fn get(&self, slot: u32) -> Option<&Flow> {

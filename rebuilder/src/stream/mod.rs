@@ -88,7 +88,10 @@ mod tests;
 
 pub(crate) use clock::SET_BACK;
 pub use offset::StreamOffset;
-pub use table::{Stats, Streams};
+pub use table::{Named, Stats, Streams};
+
+/// How many segments are decoded before the first of them is taken; see [`Streams::look_ahead`].
+pub const AHEAD: usize = 16;
 
 /// Names one direction of one connection for as long as the table holds it; never reused within a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -7,12 +7,15 @@ use crate::time::Timestamp;
 use super::clock::FlowClock;
 use super::direction::{Direction, Env, Part, cost_of};
 use super::flow::{Flow, FlowKey, Name, Place, Side};
-use super::flows::{Flows, size};
+use super::flows::{Flows, NIL, size};
 use super::held::RUN_BYTES;
 use super::isn::IsnCache;
-use super::offset::advance;
-use super::{DirectionId, End, Endpoints, Sink, StreamOptions};
+use super::offset::{advance, index};
+use super::{AHEAD, DirectionId, End, Endpoints, Sink, StreamOptions};
 use crate::budget::{Budget, Source};
+
+/// How many flows are taken to be near by because memory was asked for them last; a power of two.
+const ASKED: usize = 64;
 
 /// Counts since the table was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +42,13 @@ pub struct Stats {
     pub time_jumps: u64,
 }
 
+/// The flow that a segment belongs to, and the side that sent it.
+#[derive(Clone, Copy, Debug)]
+pub struct Named {
+    name: Name,
+    side: Side,
+}
+
 /// The connections of one worker. See the module's documentation for what it promises.
 pub struct Streams {
     opts: StreamOptions,
@@ -52,6 +62,8 @@ pub struct Streams {
     budget: Budget,
     stats: Stats,
     next_id: u64,
+    /// Hashes of the flows that memory was asked for last.
+    asked: [u64; ASKED],
     /// Every segment goes the full way, so that both ways can be compared.
     #[cfg(test)]
     pub(super) never_plain: bool,
@@ -70,6 +82,7 @@ impl Streams {
             budget: Budget::new(opts.total_cap),
             stats: Stats::default(),
             next_id: 0,
+            asked: [0; _],
             #[cfg(test)]
             never_plain: false,
             opts,
@@ -79,27 +92,74 @@ impl Streams {
     /// Takes a segment and says where its packet ends. Flow time advances to the segment's first, so chunks of other
     /// directions may come too.
     pub fn push(&mut self, seg: &Segment<'_>, sink: &mut impl Sink) -> PacketOutcome {
+        let named = self.named(seg);
+        self.push_named(seg, &named, sink)
+    }
+
+    /// The same for a segment whose flow was named before.
+    pub fn push_named(
+        &mut self,
+        seg: &Segment<'_>,
+        named: &Named,
+        sink: &mut impl Sink,
+    ) -> PacketOutcome {
         let now = self.clock.observe(seg.ts);
-        self.push_at(now, seg, sink)
+        self.push_at(now, seg, named, sink)
+    }
+
+    /// Names the flow of a segment.
+    #[inline]
+    #[must_use]
+    pub fn named(&self, seg: &Segment<'_>) -> Named {
+        let (key, side) = FlowKey::of(self.opts.flow_scope, seg);
+        let hash = key.hash(self.opts.hash);
+        let name = Name { key, hash };
+        Named { name, side }
+    }
+
+    /// Asks memory for what is held of the flows that are named, so that it is near by when their segments are taken;
+    /// changes nothing. Each loop asks for many things at once, where one segment after the other would wait for each.
+    pub fn look_ahead<'a>(&mut self, named: impl Iterator<Item = &'a Named>) {
+        let mut slots = [NIL; AHEAD];
+        let mut count = 0;
+        for Named { name, .. } in named {
+            // What a flow had a moment ago is still near by: packets come in trains.
+            let asked = &mut self.asked[index(name.hash) % ASKED];
+            if std::mem::replace(asked, name.hash) == name.hash {
+                continue;
+            }
+            if let Some((slot, place)) = self.flows.probably(name).zip(slots.get_mut(count)) {
+                *place = slot;
+                count += 1;
+            }
+        }
+        let slots = || slots.iter().take(count);
+        for slot in slots() {
+            self.flows.prefetch(*slot);
+        }
+        for flow in slots().filter_map(|slot| self.flows.get(*slot)) {
+            flow.prefetch_directions();
+        }
     }
 
     /// Takes a segment that came past the packets that wait to be read, from a worker that may be ahead of this one. Its
     /// time moves flow time no more than those would: they may fill the holes that would grow old.
     pub fn push_handed(&mut self, seg: &Segment<'_>, sink: &mut impl Sink) -> PacketOutcome {
         let now = self.clock.first(seg.ts);
-        self.push_at(now, seg, sink)
+        let named = self.named(seg);
+        self.push_at(now, seg, &named, sink)
     }
 
     fn push_at(
         &mut self,
         now: Timestamp,
         seg: &Segment<'_>,
+        &Named { name, side }: &Named,
         sink: &mut impl Sink,
     ) -> PacketOutcome {
         if now >= self.next_due {
             self.expire(now, sink);
         }
-        let (name, side) = self.name(seg);
         let Some(slot) = self.flows.find(&name) else {
             return self.push_unknown(seg, name, side, sink);
         };
@@ -481,13 +541,6 @@ impl Streams {
             time_jumps: self.clock.jumps(),
             ..self.stats
         }
-    }
-
-    /// The flow of a segment, and the side that sent it.
-    fn name(&self, seg: &Segment<'_>) -> (Name, Side) {
-        let (key, side) = FlowKey::of(self.opts.flow_scope, seg);
-        let hash = key.hash(self.opts.hash);
-        (Name { key, hash }, side)
     }
 
     fn flow(&mut self, slot: u32) -> Option<&mut Flow> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rebuilder::handover::Route;
 use rebuilder::http::{HttpCounters, Request, write_json};
 use rebuilder::pipeline::{Pipeline, PipelineOptions};
 use rebuilder::stream::{End, Stats};
@@ -27,13 +28,22 @@ pub(crate) fn run(frames: &[Owned], options: &PipelineOptions) -> Run {
     let mut run = Run::default();
     let mut pipeline = Pipeline::new(options.clone());
     let mut requests = Vec::new();
-    for frame in frames {
-        let outcome = pipeline.frame(&frame.frame(), &mut |r| requests.push(r.into_owned()));
-        run.packets += 1;
-        *run.outcomes.entry(outcome).or_default() += 1;
-    }
+    let mut outcomes = Vec::new();
+    pipeline.frames(
+        frames.iter().map(Owned::frame),
+        |_| Route::Own,
+        |outcome| outcomes.push(outcome),
+        &mut |r| requests.push(r.into_owned()),
+    );
     pipeline.finish(End::Eof, &mut |r| requests.push(r.into_owned()));
+    for outcome in &outcomes {
+        run.packets += 1;
+        *run.outcomes.entry(*outcome).or_default() += 1;
+    }
     run.rows = requests.iter().map(row).collect();
+    let (one_by_one, rows) = one_by_one(frames, options);
+    assert_eq!(outcomes, one_by_one, "looking ahead changes an outcome");
+    assert_eq!(run.rows, rows, "looking ahead changes a request");
     run.requests = requests;
     run.stats = pipeline.stream_stats();
     run.http = pipeline.http_counters();
@@ -47,6 +57,18 @@ pub(crate) fn run(frames: &[Owned], options: &PipelineOptions) -> Run {
     assert_eq!(run.http.requests, run.requests.len() as u64);
     assert_eq!(run.outcomes.values().sum::<u64>(), run.packets);
     run
+}
+
+/// The outcomes and the rows of the same frames, each taken before the next one is looked at.
+fn one_by_one(frames: &[Owned], options: &PipelineOptions) -> (Vec<PacketOutcome>, Vec<String>) {
+    let mut pipeline = Pipeline::new(options.clone());
+    let mut rows = Vec::new();
+    let outcomes = frames
+        .iter()
+        .map(|frame| pipeline.frame(&frame.frame(), &mut |r| rows.push(row(&r))))
+        .collect();
+    pipeline.finish(End::Eof, &mut |r| rows.push(row(&r)));
+    (outcomes, rows)
 }
 
 pub(crate) fn row(request: &Request) -> String {

@@ -36,7 +36,7 @@ use self::block::{COUNT_AT, Cursor, Packet, STATUS_AT};
 pub(super) use self::filter::nothing;
 use super::sys::{Blocks, Words, bind_to_all, get_words, set_option, set_program};
 use super::udp::{BindError, MAX_DATAGRAM, Reservation, link_type};
-use super::{Drained, Frame, Left, LinkType, steering};
+use super::{Drained, Few, Frame, Left, LinkType, steering};
 
 /// What a worker's ring has, in bytes: at 300,000 packets/s, smaller than 8 MB lost some, 64 MB none.
 pub const DEFAULT_RING: usize = 64 << 20;
@@ -230,6 +230,11 @@ impl RingReceiver {
     /// Hands over what waits, at most `budget` datagrams, never blocking; it may stop inside a block and goes on there.
     /// A frame's time is the kernel's, of its arrival.
     pub fn drain(&mut self, budget: usize, mut f: impl FnMut(Frame<'_>)) -> Drained {
+        self.drain_few(budget, |frames| frames.iter().copied().for_each(&mut f))
+    }
+
+    /// The same, some frames at a time: as many as are in memory together, [`FEW`](super::FEW) at most.
+    pub fn drain_few(&mut self, budget: usize, mut f: impl FnMut(&[Frame<'_>])) -> Drained {
         let port = self.local_addr().port();
         let mut datagrams = 0;
         loop {
@@ -240,13 +245,15 @@ impl RingReceiver {
                 };
             };
             let cursor = self.cursor.get_or_insert_with(|| Cursor::new(block));
+            let mut few = Few::default();
             while datagrams < budget
                 && let Some(packet) = cursor.next(block)
             {
                 datagrams += 1;
                 self.super_frames += u64::from(is_super_frame(&packet));
-                f(frame(&packet, port, self.link));
+                few.push(frame(&packet, port, self.link), &mut f);
             }
+            few.give(&mut f);
             if datagrams >= budget && cursor.left() > 0 {
                 return Drained {
                     datagrams,
