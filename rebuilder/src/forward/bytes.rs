@@ -91,13 +91,20 @@ impl Field {
     /// By the name's bytes; white space around it is tolerated as the HTTP stage and lenient servers tolerate it.
     #[inline]
     pub(super) fn of(name: &[u8]) -> Self {
-        let name = match name {
-            // Nearly every name.
-            [first, .., last] if first.is_ascii_alphabetic() && last.is_ascii_alphabetic() => name,
-            _ => name.trim_ascii(),
-        };
-        // No two have the same length, and nearly every header's name ends here: of those that are as long as one of these
-        // (`Accept-Language`, `User-Agent`, `Referer`) few begin as it does.
+        match name {
+            // Nearly every name, and most of them end here, because none of these begins as they do.
+            [first, .., last] if first.is_ascii_alphabetic() && last.is_ascii_alphabetic() => {
+                match first.to_ascii_lowercase() {
+                    b'c' | b'h' | b't' | b'u' | b'x' => Self::of_trimmed(name),
+                    _ => Self::Other,
+                }
+            }
+            _ => Self::of_trimmed(name.trim_ascii()),
+        }
+    }
+
+    fn of_trimmed(name: &[u8]) -> Self {
+        // No two have the same length, and few others that are as long begin with the same letter.
         let first = name.first().map_or(0, u8::to_ascii_lowercase);
         let (field, kind) = match (name.len(), first) {
             (4, b'h') => ("Host", Self::Host),
@@ -332,12 +339,16 @@ impl Text {
         let mut text = Self::new();
         match address {
             IpAddr::V4(v4) => {
-                let [a, b, c, d] = v4.octets();
-                text.put_number(a.into());
-                for octet in [b, c, d] {
-                    text.put(b'.');
-                    text.put_number(octet.into());
+                for octet in v4.octets() {
+                    // A row of the table for each of 256.
+                    let (with_dot, len) = OCTETS[usize::from(octet)];
+                    if let Some(place) = text.bytes.get_mut(text.len..text.len + with_dot.len()) {
+                        place.copy_from_slice(&with_dot);
+                        text.len += len;
+                    }
                 }
+                // The last one has none.
+                text.len = text.len.saturating_sub(1);
             }
             IpAddr::V6(v6) => {
                 let mut rest = text.bytes.as_mut_slice();
@@ -377,6 +388,32 @@ impl Text {
         self.bytes.get(..self.len).unwrap_or_default()
     }
 }
+
+/// Each number of an IPv4 address in decimal with a dot behind it, and how many bytes that is.
+const OCTETS: [([u8; 4], usize); 256] = {
+    let mut octets = [([0; 4], 0); 256];
+    let mut octet = 0_u8;
+    loop {
+        let digits = [octet / 100, octet / 10 % 10, octet % 10];
+        let (text, len) = &mut octets[octet as usize];
+        let mut at = match octet {
+            0..10 => 2,
+            10..100 => 1,
+            100.. => 0,
+        };
+        while at < digits.len() {
+            text[*len] = b'0' + digits[at];
+            *len += 1;
+            at += 1;
+        }
+        text[*len] = b'.';
+        *len += 1;
+        if octet == u8::MAX {
+            break octets;
+        }
+        octet += 1;
+    }
+};
 
 /// Copies the captured bytes in order, with changes in between.
 struct Writer<'a> {
@@ -527,4 +564,34 @@ fn list_items(list: &[u8], base: usize) -> impl Iterator<Item = Range<usize>> {
         start += part.len() + 1;
         item
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    #[test]
+    fn addresses_and_numbers_are_written_as_the_standard_library_writes_them() {
+        for number in 0..=u16::MAX {
+            assert_eq!(Text::number(number).bytes(), number.to_string().as_bytes());
+        }
+        let v4 = (0..=255_u8).flat_map(|octet| {
+            (0..4).map(move |at| {
+                let mut octets = [10, 0, 255, 100];
+                octets[at] = octet;
+                IpAddr::from(octets)
+            })
+        });
+        let others = [
+            IpAddr::from([255; 4]),
+            Ipv6Addr::UNSPECIFIED.into(),
+            Ipv6Addr::from_bits(u128::MAX).into(),
+            Ipv4Addr::new(255, 254, 253, 252).to_ipv6_mapped().into(),
+        ];
+        for address in v4.chain(others) {
+            let text = Text::address(address);
+            assert_eq!(text.bytes(), address.to_string().as_bytes());
+        }
+    }
 }
