@@ -7,6 +7,8 @@
 //!
 //! Pure and incremental: any split of the bytes gives the same answers.
 
+use super::bytes::{is_word, parse_length};
+
 /// Bytes kept of one line; more are counted, not stored.
 pub const LINE_BYTES_MAX: usize = 512;
 /// Bytes of a head that is remembered, because the next one is often the same.
@@ -314,34 +316,34 @@ impl AnswerReader {
         let (name, value) = line.split_at(colon);
         let value = value.get(1..).unwrap_or_default().trim_ascii();
         let name = name.trim_ascii();
-        if name.eq_ignore_ascii_case(b"Content-Length") {
+        if is_word(name, b"Content-Length") {
             if self.line_len > LINE_BYTES_MAX {
                 return Err(AnswerError::BadLength);
             }
             for item in value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
-                let length = super::bytes::parse_length(item).ok_or(AnswerError::BadLength)?;
+                let length = parse_length(item).ok_or(AnswerError::BadLength)?;
                 if self.said.length.is_some_and(|before| before != length) {
                     return Err(AnswerError::BadLength);
                 }
                 self.said.length = Some(length);
             }
-        } else if name.eq_ignore_ascii_case(b"Transfer-Encoding") {
+        } else if is_word(name, b"Transfer-Encoding") {
             if self.line_len > LINE_BYTES_MAX {
                 return Err(AnswerError::BadChunk);
             }
             let last = value.rsplit(|&b| b == b',').next().unwrap_or_default();
             self.said.coded = true;
-            self.said.chunked = last.trim_ascii().eq_ignore_ascii_case(b"chunked");
-        } else if name.eq_ignore_ascii_case(b"Connection") {
+            self.said.chunked = is_word(last.trim_ascii(), b"chunked");
+        } else if is_word(name, b"Connection") {
             for token in value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
-                if token.eq_ignore_ascii_case(b"close") {
+                if is_word(token, b"close") {
                     self.said.reusable = false;
-                } else if token.eq_ignore_ascii_case(b"keep-alive") {
+                } else if is_word(token, b"keep-alive") {
                     // Only HTTP/1.0 needs to say it; no server says both.
                     self.said.reusable = true;
                 }
             }
-        } else if name.eq_ignore_ascii_case(b"Server") {
+        } else if is_word(name, b"Server") {
             self.said.balancer = value.starts_with(b"awselb/");
         }
         Ok(())

@@ -106,16 +106,21 @@ impl Field {
     fn of_trimmed(name: &[u8]) -> Self {
         // No two have the same length, and few others that are as long begin with the same letter.
         let first = name.first().map_or(0, u8::to_ascii_lowercase);
-        let (field, kind) = match (name.len(), first) {
-            (4, b'h') => ("Host", Self::Host),
-            (7, b'u') => ("Upgrade", Self::Upgrade),
-            (10, b'c') => ("Connection", Self::Connection),
-            (14, b'c') => ("Content-Length", Self::ContentLength),
-            (15, b'x') => ("X-Forwarded-For", Self::ForwardedFor),
-            (17, b't') => ("Transfer-Encoding", Self::TransferEncoding),
-            _ => return Self::Other,
-        };
-        if name.eq_ignore_ascii_case(field.as_bytes()) {
+        match (name.len(), first) {
+            (4, b'h') => Self::where_it_reads(name, b"Host", Self::Host),
+            (7, b'u') => Self::where_it_reads(name, b"Upgrade", Self::Upgrade),
+            (10, b'c') => Self::where_it_reads(name, b"Connection", Self::Connection),
+            (14, b'c') => Self::where_it_reads(name, b"Content-Length", Self::ContentLength),
+            (15, b'x') => Self::where_it_reads(name, b"X-Forwarded-For", Self::ForwardedFor),
+            (17, b't') => Self::where_it_reads(name, b"Transfer-Encoding", Self::TransferEncoding),
+            _ => Self::Other,
+        }
+    }
+
+    /// `kind`, where the name is that of this field.
+    #[inline]
+    fn where_it_reads<const N: usize>(name: &[u8], field: &[u8; N], kind: Self) -> Self {
+        if is_word(name, field) {
             kind
         } else if kind != Self::ForwardedFor && spoof::reads_as(name, field) {
             Self::Lookalike
@@ -123,6 +128,12 @@ impl Field {
             Self::Other
         }
     }
+}
+
+/// Whether these are the bytes of a word in any case; told at once where they are as it is usually written.
+#[inline]
+pub(super) fn is_word<const N: usize>(bytes: &[u8], word: &[u8; N]) -> bool {
+    bytes == word || (bytes.len() == N && bytes.eq_ignore_ascii_case(word))
 }
 
 /// Room for the added lines: two IPv6 addresses, the flags, the names.
@@ -250,11 +261,11 @@ impl Head {
                 Field::Connection if persist => {
                     for token in list_items(captured(value), value.start) {
                         let bytes = captured(&token);
-                        if bytes.eq_ignore_ascii_case(b"close") {
+                        if is_word(bytes, b"close") {
                             head.edits.push(Edit::new(token, "keep-alive"));
                             keep_alive = true;
                             head.flags |= Flags::HOP;
-                        } else if bytes.eq_ignore_ascii_case(b"keep-alive") {
+                        } else if is_word(bytes, b"keep-alive") {
                             keep_alive = true;
                         } else if spoof::is_added(bytes) {
                             let first = token.start..token.start + 1;

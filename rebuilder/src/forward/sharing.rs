@@ -4,7 +4,7 @@
 //! by the parser that framed the request, which is tolerant on purpose, but by this second, strict reader: what it
 //! does not recognise byte for byte goes alone, whatever the flags say. It errs towards quarantine.
 
-use super::bytes::{Field, parse_length};
+use super::bytes::{Field, is_word, parse_length};
 use crate::http::{Flags, Framing, Request, is_token};
 
 /// What may stand behind a request on its connection.
@@ -171,15 +171,15 @@ fn strict_head(request: &Request) -> Option<StrictHead> {
             }
             Field::TransferEncoding => {
                 head.codings += 1;
-                head.chunked = value.eq_ignore_ascii_case(b"chunked");
+                head.chunked = is_word(value, b"chunked");
             }
             Field::Host => head.hosts += if is_plain_host(value) { 1 } else { 2 },
             Field::Upgrade => head.upgrade = true,
             Field::Connection => {
                 for token in value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
-                    head.close |= token.eq_ignore_ascii_case(b"close");
-                    head.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
-                    head.upgrade |= token.eq_ignore_ascii_case(b"upgrade");
+                    head.close |= is_word(token, b"close");
+                    head.keep_alive |= is_word(token, b"keep-alive");
+                    head.upgrade |= is_word(token, b"upgrade");
                 }
             }
             Field::Lookalike => head.lookalikes += 1,
@@ -230,10 +230,11 @@ fn hex(digits: &[u8]) -> Option<u8> {
 
 /// A host that no usual server refuses.
 fn is_plain_host(host: &[u8]) -> bool {
-    !host.is_empty()
-        && host
-            .iter()
-            .all(|&b| b.is_ascii_alphanumeric() || b".-_:[]".contains(&b))
+    let other = |b: u8| {
+        let mark = matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+        !(b.is_ascii_alphanumeric() | mark)
+    };
+    !host.is_empty() && !any(host, other)
 }
 
 const fn is_blank(b: u8) -> bool {
@@ -340,15 +341,13 @@ fn any(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
 
 /// Whether all bytes are those of a token.
 fn all_token(bytes: &[u8]) -> bool {
-    let mut rest = bytes;
-    // Nearly all are letters and hyphens, of which eight are told at a time.
-    while let Some((eight, behind)) = rest.split_first_chunk() {
-        if !all_letters_or_hyphens(u64::from_le_bytes(*eight)) {
-            break;
-        }
-        rest = behind;
+    // Nearly all are letters and hyphens, of which eight are told at a time, the last ones with some of those before them.
+    let (eights, _) = bytes.as_chunks();
+    let plain = |eight: &[u8; 8]| all_letters_or_hyphens(u64::from_le_bytes(*eight));
+    if bytes.last_chunk().is_some_and(plain) && eights.iter().all(plain) {
+        return true;
     }
-    !any(rest, |byte| TOKEN.get(usize::from(byte)) != Some(&true))
+    !any(bytes, |byte| TOKEN.get(usize::from(byte)) != Some(&true))
 }
 
 /// Whether each of eight bytes is an ASCII letter or a hyphen.

@@ -8,19 +8,19 @@
 use std::ops::Range;
 
 /// Fields that an analyser believes because they come from us; `X-Forwarded-For` is a list whose last entry is ours.
-const OURS: [&str; 4] = [
-    "X-Real-IP",
-    "X-Server-Addr",
-    "X-Server-Port",
-    "X-Mirror-Flags",
+const OURS: [&[u8]; 4] = [
+    b"X-Real-IP",
+    b"X-Server-Addr",
+    b"X-Server-Port",
+    b"X-Mirror-Flags",
 ];
 
 /// Whether a reader that takes `_` for `-` reads `name` as `field`, in any case.
-pub(super) fn reads_as(name: &[u8], field: &str) -> bool {
+pub(super) fn reads_as(name: &[u8], field: &[u8]) -> bool {
     name.len() == field.len()
-        && name.iter().zip(field.bytes()).all(|(&a, b)| {
+        && name.iter().zip(field).all(|(&a, b)| {
             let a = if a == b'_' { b'-' } else { a };
-            a.eq_ignore_ascii_case(&b)
+            a.eq_ignore_ascii_case(b)
         })
 }
 
@@ -31,7 +31,7 @@ pub(super) fn is_ours(name: &[u8]) -> bool {
 
 /// Whether a `Connection` header that names it would have a proxy before the analyser take away what we add.
 pub(super) fn is_added(name: &[u8]) -> bool {
-    is_ours(name) || reads_as(name, "X-Forwarded-For")
+    is_ours(name) || reads_as(name, b"X-Forwarded-For")
 }
 
 /// Where the names that would pass for ours begin, in `region` of `raw`, in order; the region begins with a line.

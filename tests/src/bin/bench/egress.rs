@@ -21,7 +21,7 @@ use hyper::{Response, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use lab::cpu;
+use lab::cpu::{Cost, Reading};
 use rebuilder::forward::{Addresses, ForwardOptions, Forwarder};
 use rebuilder::http::{Extractor, HttpOptions, Request};
 use rebuilder::stream::{Chunk, DirectionId, Endpoints};
@@ -68,7 +68,7 @@ const ANSWER: &str = "HTTP/1.1 200 OK\r\n\
 struct Subject {
     name: &'static str,
     requests: usize,
-    run: fn(SocketAddr, usize) -> anyhow::Result<Duration>,
+    run: fn(SocketAddr, usize) -> anyhow::Result<Cost>,
 }
 
 /// The rebuilder's, and the others.
@@ -113,18 +113,20 @@ pub(crate) fn run() -> anyhow::Result<Vec<Row>> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("sink");
     let sink = Sink::start(command)?;
-    let mut times = [const { Vec::new() }; SUBJECTS.len()];
+    let mut costs = [const { Vec::new() }; SUBJECTS.len()];
     for _ in 0..RUNS {
-        for (subject, times) in SUBJECTS.iter().zip(&mut times) {
-            let time = (subject.run)(sink.address, subject.requests).context(subject.name)?;
-            times.push(time);
+        for (subject, costs) in SUBJECTS.iter().zip(&mut costs) {
+            let cost = (subject.run)(sink.address, subject.requests).context(subject.name)?;
+            costs.push(cost);
         }
     }
     let mut rows: Vec<Row> = Vec::new();
-    for (subject, times) in SUBJECTS.iter().zip(&mut times) {
+    for (subject, costs) in SUBJECTS.iter().zip(&costs) {
+        let mut times: Vec<Duration> = costs.iter().map(Cost::cpu).collect();
         times.sort_unstable();
         let median = times[times.len() / 2];
-        rows.push(Row::new(subject.name, median, 0, subject.requests));
+        let note = format!("{:.0} % of it the kernel's", 100.0 * in_kernel(costs));
+        rows.push(Row::new(subject.name, median, 0, subject.requests).noting(note));
     }
     for (ours, others) in COMPARED {
         let each = |row: &Row| row.request.map_or(0.0, |time| time.as_secs_f64());
@@ -132,9 +134,17 @@ pub(crate) fn run() -> anyhow::Result<Vec<Row>> {
             let ratio = each(&rows[ours]) / each(&rows[other]);
             format!("{ratio:.2} × {}", SUBJECTS[other].name)
         });
-        rows[ours].note = notes.collect::<Vec<_>>().join(", ");
+        let notes: Vec<String> = notes.collect();
+        rows[ours].note = format!("{}; {}", rows[ours].note, notes.join(", "));
     }
     Ok(rows)
+}
+
+/// Which share of some runs the kernel took: of all together, because one alone has few ticks.
+fn in_kernel(costs: &[Cost]) -> f64 {
+    let system: Duration = costs.iter().map(|cost| cost.system).sum();
+    let all: Duration = costs.iter().map(Cost::cpu).sum();
+    system.as_secs_f64() / all.as_secs_f64().max(f64::MIN_POSITIVE)
 }
 
 /// [`REQUEST`] as the rebuilder reads it from a connection.
@@ -170,7 +180,7 @@ fn rebuilder(
     requests: usize,
     connections: usize,
     pipeline: usize,
-) -> anyhow::Result<Duration> {
+) -> anyhow::Result<Cost> {
     let request = captured()?;
     let counters = Arc::new(WorkerCounters::default());
     let options = ForwardOptions {
@@ -182,7 +192,7 @@ fn rebuilder(
     let mut forwarder = Forwarder::new(options, Arc::clone(&counters))?;
     // As many wait as are in flight.
     let window = 2 * connections * pipeline;
-    let begun = cpu::of_this_thread();
+    let begun = Reading::of_this_thread();
     let end = Instant::now() + PATIENCE;
     let mut submitted = 0;
     loop {
@@ -201,7 +211,7 @@ fn rebuilder(
         );
         forwarder.poll(Duration::from_millis(100), now);
     }
-    let cost = cpu::of_this_thread() - begun;
+    let cost = Reading::of_this_thread().since(&begun);
     let delivered = counters.requests_of(RequestOutcome::Delivered2xx);
     ensure!(
         delivered == requests as u64,
@@ -249,7 +259,7 @@ async fn finish(response: Response<Incoming>) -> anyhow::Result<()> {
 }
 
 /// hyper-util's client, so many requests at a time, one on each of its connections.
-fn pool(to: SocketAddr, requests: usize, at_a_time: usize) -> anyhow::Result<Duration> {
+fn pool(to: SocketAddr, requests: usize, at_a_time: usize) -> anyhow::Result<Cost> {
     let authority: Authority = to.to_string().parse()?;
     let uri = Uri::builder()
         .scheme("http")
@@ -260,7 +270,7 @@ fn pool(to: SocketAddr, requests: usize, at_a_time: usize) -> anyhow::Result<Dur
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
     let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build(connector);
-    let begun = cpu::of_this_thread();
+    let begun = Reading::of_this_thread();
     runtime()?.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..at_a_time {
@@ -281,13 +291,13 @@ fn pool(to: SocketAddr, requests: usize, at_a_time: usize) -> anyhow::Result<Dur
         };
         tokio::time::timeout(PATIENCE, all).await?
     })?;
-    Ok(cpu::of_this_thread() - begun)
+    Ok(Reading::of_this_thread().since(&begun))
 }
 
 /// One connection of hyper's, one request after the other.
-fn connection(to: SocketAddr, requests: usize) -> anyhow::Result<Duration> {
+fn connection(to: SocketAddr, requests: usize) -> anyhow::Result<Cost> {
     let parts = parts(target().parse()?)?;
-    let begun = cpu::of_this_thread();
+    let begun = Reading::of_this_thread();
     runtime()?.block_on(async {
         let stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
@@ -303,7 +313,7 @@ fn connection(to: SocketAddr, requests: usize) -> anyhow::Result<Duration> {
         };
         tokio::time::timeout(PATIENCE, all).await?
     })?;
-    Ok(cpu::of_this_thread() - begun)
+    Ok(Reading::of_this_thread().since(&begun))
 }
 
 /// The sink's process; ends with this value.
