@@ -341,10 +341,16 @@ fn any(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
 
 /// Whether all bytes are those of a token.
 fn all_token(bytes: &[u8]) -> bool {
-    // Nearly all are letters and hyphens, of which eight are told at a time, the last ones with some of those before them.
-    let (eights, _) = bytes.as_chunks();
+    // Nearly all are letters and hyphens, of which eight are told at a time: the last ones with some of those before them, and
+    // of fewer the first four and the last four.
+    let (eights, rest) = bytes.as_chunks();
+    let last = match (bytes.last_chunk(), rest.first_chunk(), rest.last_chunk()) {
+        (Some(last), _, _) => Some(*last),
+        (None, Some([a, b, c, d]), Some([e, f, g, h])) => Some([*a, *b, *c, *d, *e, *f, *g, *h]),
+        _ => None,
+    };
     let plain = |eight: &[u8; 8]| all_letters_or_hyphens(u64::from_le_bytes(*eight));
-    if bytes.last_chunk().is_some_and(plain) && eights.iter().all(plain) {
+    if last.as_ref().is_some_and(plain) && eights.iter().all(plain) {
         return true;
     }
     !any(bytes, |byte| TOKEN.get(usize::from(byte)) != Some(&true))

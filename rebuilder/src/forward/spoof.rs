@@ -40,27 +40,36 @@ pub(super) fn is_added(name: &[u8]) -> bool {
 /// without blanks and control bytes around it. Every one of ours begins with an X and a hyphen, which few other words do: so
 /// those are looked for, and whether a line begins there is asked of each.
 pub(super) fn names(raw: &[u8], region: Range<usize>) -> Vec<usize> {
-    /// Looked at together: without a way out in the middle the compiler takes sixteen at a time.
-    const TOGETHER: usize = 256;
+    /// Looked at together: of so many at a time, and without a way out in the middle, the compiler takes sixteen at once.
+    const TOGETHER: usize = 64;
     let text = raw.get(region.clone()).unwrap_or_default();
-    let seconds = text.get(1..).unwrap_or_default().chunks(TOGETHER);
     let mut found = Vec::new();
-    for (part, (firsts, seconds)) in text.chunks(TOGETHER).zip(seconds).enumerate() {
-        let pairs = firsts.iter().zip(seconds);
-        if !pairs.fold(false, |any, (&a, &b)| any | begins_ours(a, b)) {
-            continue;
-        }
-        for at in memchr::memchr2_iter(b'x', b'X', firsts) {
-            let at = part * TOGETHER + at;
+    let mut look = |part: Range<usize>| {
+        for at in memchr::memchr2_iter(b'x', b'X', text.get(part.clone()).unwrap_or_default()) {
+            let at = part.start + at;
             let (before, rest) = text.split_at_checked(at).unwrap_or_default();
-            if matches!(rest, [a, b, ..] if begins_ours(*a, *b))
+            if matches!(rest, [first, second, ..] if begins_ours(*first, *second))
                 && begins_line(before)
                 && is_ours(name_of(rest))
             {
                 found.push(region.start + at);
             }
         }
+    };
+    let mut at = 0;
+    // With the one behind, because a pair is looked for.
+    while let Some(part) = text
+        .get(at..)
+        .and_then(<[u8]>::first_chunk::<{ TOGETHER + 1 }>)
+    {
+        let [_, seconds @ ..] = part;
+        let pairs = part.iter().zip(seconds);
+        if pairs.fold(false, |any, (&a, &b)| any | begins_ours(a, b)) {
+            look(at..at + TOGETHER);
+        }
+        at += TOGETHER;
     }
+    look(at..text.len());
     found
 }
 
