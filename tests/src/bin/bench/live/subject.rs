@@ -248,9 +248,11 @@ impl Loop {
                 let mut ended = false;
                 while !ended {
                     // The kernel says when a packet came, so no clock is asked.
-                    let drained = ring.drain(DRAIN, Timestamp(0), |frame| {
-                        ended |= frame.data.len() <= END;
-                        received += u64::from(frame.data.len() > END);
+                    let drained = ring.drain(DRAIN, Timestamp(0), |frames| {
+                        for frame in frames {
+                            ended |= frame.data.len() <= END;
+                            received += u64::from(frame.data.len() > END);
+                        }
                     })?;
                     if drained.left != Left::More {
                         thread::sleep(ring.pause());
