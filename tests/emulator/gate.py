@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import logging
 import re
 import threading
@@ -75,6 +76,8 @@ def asks_of(service: str, action: str, given: Mapping[str, str], region: str, ta
     if name == "lambda:InvokeFunction":
         function = given["FunctionName"]
         return [Ask(name, function if function.startswith("arn:") else f"{arn}function:{function}", facts)]
+    if name == "ecs:DescribeTasks":
+        return [Ask(name, task, facts) for task in json.loads(given["tasks"])]
     raise Unknown(f"the resources of {name}")
 
 
@@ -94,7 +97,8 @@ def called(environ: Mapping[str, Any], body: bytes) -> tuple[str, str, str, dict
         invoked = re.fullmatch(r"/2015-03-31/functions/([^/]+)/invocations", path)
         return service, region, "InvokeFunction" if invoked else path, {"FunctionName": invoked[1] if invoked else ""}
     if target := environ.get("HTTP_X_AMZ_TARGET"):
-        return service, region, target.rsplit(".", 1)[1], {}
+        held = json.loads(body or b"{}")
+        return service, region, target.rsplit(".", 1)[1], {k: json.dumps(v) for k, v in held.items()}
     given = dict(urllib.parse.parse_qsl(body.decode(), keep_blank_values=True))
     return service, region, given.get("Action", ""), given
 
