@@ -81,20 +81,3 @@ def test_a_policy_that_says_less_denies_the_session(
         iam.put_role_policy(RoleName=role, PolicyName="reconcile", PolicyDocument=json.dumps(given))
     sweep(cloud, reconcile)
     assert len(sessions(cloud, eni)) == 1
-
-
-@pytest.mark.parametrize("name", ["AttachFunction", "ReconcileFunction"])
-def test_a_session_that_somebody_changed_is_put_right(cloud: Cloud, reconcile: str, name: str) -> None:
-    """A session that points at another filter is told where to point again: Modify, on session, target and filter."""
-    ec2 = cloud.client("ec2")
-    instance = cloud.run_instance(**tagged())
-    sweep(cloud, reconcile)
-    (made,) = sessions(cloud, interface_of(instance))
-    other = ec2.create_traffic_mirror_filter()["TrafficMirrorFilter"]["TrafficMirrorFilterId"]
-    changed = {"TrafficMirrorSessionId": made["id"], "TrafficMirrorFilterId": other, "PacketLength": 100}
-    ec2.modify_traffic_mirror_session(**changed)
-    function = product.outputs(cloud)[name]
-    what = event("instance-running", instance["InstanceId"]) if name == "AttachFunction" else event("scheduled", "")
-    cloud.client("lambda").invoke(FunctionName=function, Payload=json.dumps(what))["Payload"].read()
-    (after,) = sessions(cloud, interface_of(instance))
-    assert (after["id"], after["filter"]["id"], after["packet_length"]) == (made["id"], made["filter"]["id"], 8500)

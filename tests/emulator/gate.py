@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import logging
 import re
 import threading
@@ -76,8 +75,6 @@ def asks_of(service: str, action: str, given: Mapping[str, str], region: str, ta
     if name == "lambda:InvokeFunction":
         function = given["FunctionName"]
         return [Ask(name, function if function.startswith("arn:") else f"{arn}function:{function}", facts)]
-    if name == "ecs:DescribeTasks":
-        return [Ask(name, task, facts) for task in json.loads(given["tasks"])]
     raise Unknown(f"the resources of {name}")
 
 
@@ -97,8 +94,7 @@ def called(environ: Mapping[str, Any], body: bytes) -> tuple[str, str, str, dict
         invoked = re.fullmatch(r"/2015-03-31/functions/([^/]+)/invocations", path)
         return service, region, "InvokeFunction" if invoked else path, {"FunctionName": invoked[1] if invoked else ""}
     if target := environ.get("HTTP_X_AMZ_TARGET"):
-        held = json.loads(body or b"{}")
-        return service, region, target.rsplit(".", 1)[1], {k: json.dumps(v) for k, v in held.items()}
+        return service, region, target.rsplit(".", 1)[1], {}
     given = dict(urllib.parse.parse_qsl(body.decode(), keep_blank_values=True))
     return service, region, given.get("Action", ""), given
 
