@@ -7,7 +7,6 @@ from pathlib import Path
 from . import balancers, bus, cloudformation, compute, custom, functions, mirroring_api, network, queues
 from .bus import Bus
 from .custom import CustomResources
-from .gate import Gate
 from .runtime import Runtimes
 from .server import Application, as_json
 
@@ -16,15 +15,13 @@ class Account:
     def __init__(self, *, endpoint: str, state: Path, function_logs: Path, environments: int, second: float | None):
         self.endpoint = endpoint
         self.application = Application()
-        gate = Gate()
-        self.application.refusal = gate.refusal
-        self._runtimes = Runtimes(endpoint, state, function_logs, environments, gate.issue)
+        self._runtimes = Runtimes(endpoint, state, function_logs, environments)
         self._bus = Bus()
         self._second = second
         mirroring_api.install()
         functions.install(self._runtimes)
         bus.install(self._bus)
-        queues.install(gate)
+        queues.install()
         compute.install(self._bus)
         balancers.install()
         answers = CustomResources(endpoint)
@@ -37,7 +34,6 @@ class Account:
             "GET", "/_lab/environments/", lambda name, _: as_json({"environments": self._runtimes.environments(name)})
         )
 
-        route("GET", "/_lab/iam", lambda _path, _body: as_json(gate.report()))
         route("GET", "/_lab/events", lambda _path, _body: as_json(self._bus.counts()))
         route("POST", "/_lab/tick", lambda _path, _body: as_json({"fired": self._bus.tick()}))
 

@@ -20,7 +20,6 @@ import threading
 import time
 import uuid
 import zipfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,8 +45,6 @@ class Function:
     name: str
     arn: str
     region: str
-    role: str
-    """ARN of the role that its keys belong to."""
     version: str
     handler: str
     timeout: float
@@ -246,7 +243,8 @@ class Environment:
             "AWS_EXECUTION_ENV": "AWS_Lambda_provided.al2023",
             "AWS_REGION": function.region,
             "AWS_DEFAULT_REGION": function.region,
-            "AWS_ACCESS_KEY_ID": self._runtimes.issue(function.role),
+            # moto takes any key; the region's default account is what it stands for.
+            "AWS_ACCESS_KEY_ID": "emulated",
             "AWS_SECRET_ACCESS_KEY": "emulated",
             "AWS_SESSION_TOKEN": "emulated",
             "AWS_ENDPOINT_URL": self._runtimes.endpoint,
@@ -337,12 +335,8 @@ def _handler_for(environment: Environment) -> type[BaseHTTPRequestHandler]:
 class Runtimes:
     """All environments of all functions."""
 
-    def __init__(
-        self, endpoint: str, state: Path, log_dir: Path, max_environments: int, issue: Callable[[str], str]
-    ):
+    def __init__(self, endpoint: str, state: Path, log_dir: Path, max_environments: int):
         self.endpoint = endpoint
-        self.issue = issue
-        """Gives a new access key of a role."""
         self._code = state / "code"
         self._log_dir = log_dir
         self._max = max_environments

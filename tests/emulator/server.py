@@ -31,8 +31,6 @@ class Application:
     def __init__(self) -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._routes: dict[tuple[str, str], Handler] = {}
-        self.refusal: Callable[[Environ], tuple[int, bytes, str] | None] = lambda _environ: None
-        """Asked before a service is: an answer of its own ends the call."""
 
     def route(self, method: str, prefix: str, handler: Handler) -> None:
         self._routes[(method, prefix)] = handler
@@ -40,11 +38,7 @@ class Application:
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if not path.startswith("/_"):
-            if (refused := self.refusal(environ)) is None:
-                return self._moto(environ, start_response)
-            status, body, kind = refused
-            start_response(f"{status} -", [("Content-Type", kind), ("Content-Length", str(len(body)))])
-            return [body]
+            return self._moto(environ, start_response)
         for (method, prefix), handler in self._routes.items():
             if environ["REQUEST_METHOD"] == method and path.startswith(prefix):
                 return self._answer(handler, path.removeprefix(prefix), environ, start_response)
