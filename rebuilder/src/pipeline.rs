@@ -124,8 +124,8 @@ impl Pipeline {
             self.streams.look_ahead(segments.map(|(_, named)| named));
             for outcome in decoded.iter().take(count).flatten() {
                 let outcome = match outcome {
+                    // A plain frame is none that was cut.
                     Ok((segment, named)) => {
-                        self.cut_frames += u64::from(segment.cut > 0);
                         let mut sink = Extraction {
                             gaps: &mut self.gaps,
                             extractor: &mut self.extractor,

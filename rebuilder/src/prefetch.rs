@@ -4,22 +4,30 @@
 /// Bytes that memory gives at once.
 const LINE: usize = 64;
 
-/// Asks for the first `lines` lines of something, each 64 bytes. A hint: it changes nothing, and where the machine has no such
-/// instruction (here: is not an x86-64) it does nothing.
+/// Has the first `lines` lines of something, each 64 bytes, brought near while something else is done. A hint, without effect
+/// on what is computed; where the machine has no such instruction it does nothing.
 #[inline]
 #[allow(unsafe_code)]
-pub(crate) fn prefetch<T>(what: &T, lines: usize) {
-    for line in 0..lines.min(size_of::<T>().div_ceil(LINE)) {
+pub(crate) fn prefetch<T: ?Sized>(what: &T, lines: usize) {
+    for line in 0..lines.min(size_of_val(what).div_ceil(LINE)) {
         let at = std::ptr::from_ref(what)
             .cast::<i8>()
             .wrapping_add(line * LINE);
         #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a prefetch reads nothing that could be seen and faults nowhere, whatever the address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
+        // SAFETY: every such processor has it; it reads nothing that could be seen and faults at no address.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at);
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as above; it writes nothing and changes no flag.
+        unsafe {
+            std::arch::asm!(
+                "prfm pldl1keep, [{at}]",
+                at = in(reg) at,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let _ = at;
     }
 }

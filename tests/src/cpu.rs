@@ -126,9 +126,3 @@ pub fn processors() -> io::Result<Vec<usize>> {
 pub fn pin_this_thread(processor: usize) -> io::Result<()> {
     sys::pin_this_thread(processor)
 }
-
-/// Processor time of the calling thread so far, user and system.
-#[must_use]
-pub fn of_this_thread() -> Duration {
-    sys::cpu_of_this_thread()
-}

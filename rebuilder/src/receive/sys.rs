@@ -248,34 +248,6 @@ pub(super) unsafe fn ethtool(
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut ifreq) })
 }
 
-/// Has the beginning of `bytes` brought near while something else is done: four cache lines, in which the headers of a
-/// mirrored packet and what the kernel says of it lie. A hint, without effect on what is computed.
-#[inline]
-pub(super) fn bring_near(bytes: &[u8]) {
-    for line in (0..256).step_by(64) {
-        let Some(byte) = bytes.get(line) else {
-            return;
-        };
-        let at = std::ptr::from_ref(byte);
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: every such processor has it, and it faults at no address.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
-        }
-        #[cfg(target_arch = "aarch64")]
-        // SAFETY: as above; it writes nothing and changes no flag.
-        unsafe {
-            std::arch::asm!(
-                "prfm pldl1keep, [{at}]",
-                at = in(reg) at,
-                options(nostack, preserves_flags, readonly)
-            );
-        }
-        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-        let _ = at;
-    }
-}
-
 /// The processors that the calling thread may run on.
 ///
 /// # Errors

@@ -4,7 +4,7 @@
 //! Pure: bytes in, packets out. Nothing here believes the kernel: every offset is checked, each step goes forward, so
 //! that no content makes the walk panic, read elsewhere, or go on for ever.
 
-use crate::receive::sys::bring_near;
+use crate::prefetch::prefetch;
 use crate::time::Timestamp;
 
 /// Where `block_status` stands in a block: whose the block is.
@@ -91,11 +91,14 @@ impl Cursor {
         if self.left > 0
             && let Some(next) = block.get(self.at..)
         {
-            bring_near(next);
+            prefetch(next, NEAR);
         }
         Some(packet)
     }
 }
+
+/// Lines in which the headers of a mirrored packet and what the kernel says of it lie.
+const NEAR: usize = 4;
 
 fn packet(frame: &[u8]) -> Option<Packet<'_>> {
     let seconds = u64::from(word(frame, 4)?);
