@@ -1,6 +1,8 @@
 //! The packet path of one worker: frames in, requests out. A capture file and a live socket both run this.
 
-use crate::decode::{DecodeOptions, Decoder, Segment};
+use std::ops::ControlFlow::{self, Break, Continue};
+
+use crate::decode::{DecodeOptions, Decoder, Plain, Segment};
 use crate::handover::Route;
 use crate::http::{Extractor, HttpCounters, HttpOptions, Request};
 use crate::receive::Frame;
@@ -86,13 +88,15 @@ impl Pipeline {
             Err(outcome) => return Some(outcome),
         };
         self.cut_frames += u64::from(segment.cut > 0);
-        let named = self.streams.named(&segment);
+        if let Break(outcome) = routed(route(&segment)) {
+            return outcome;
+        }
         let mut sink = Extraction {
             gaps: &mut self.gaps,
             extractor: &mut self.extractor,
             out,
         };
-        take(&mut self.streams, &segment, &named, route, &mut sink)
+        Some(self.streams.push(&segment, &mut sink))
     }
 
     /// Takes frames that are in memory together, as [`Pipeline::steered_frame`] would one after the other; each outcome
@@ -105,39 +109,56 @@ impl Pipeline {
         out: &mut impl FnMut(Request),
     ) {
         let mut frames = frames.fuse();
-        let mut other = None;
+        let mut batch = [Plain::NONE; AHEAD];
+        let mut names = [Named::NONE; AHEAD];
+        // Of those that ended in the decoder: their place in the batch keeps outcomes in the order of frames.
+        let mut decoded = [None; AHEAD];
         loop {
-            let mut decoded = [const { None }; AHEAD];
             let mut count = 0;
-            while count < AHEAD
-                && let Some(frame) = frames.next()
-            {
-                let Some(outcome) = self.decoder.decode_plain(&frame) else {
-                    other = Some(frame);
+            let mut other = None;
+            let places = batch.iter_mut().zip(&mut names).zip(&mut decoded);
+            for ((plain, named), refused) in places {
+                let Some(frame) = frames.next() else {
                     break;
                 };
-                let outcome = outcome.map(|segment| (segment, self.streams.named(&segment)));
-                decoded[count] = Some(outcome);
+                match self.decoder.decode_plain(&frame, plain) {
+                    Some(Ok(())) => {
+                        self.streams.name(plain, named);
+                        *refused = None;
+                    }
+                    Some(Err(outcome)) => {
+                        *named = Named::NONE;
+                        *refused = Some(outcome);
+                    }
+                    None => {
+                        other = Some(frame);
+                        break;
+                    }
+                }
                 count += 1;
             }
-            let segments = decoded.iter().take(count).flatten().flatten();
-            self.streams.look_ahead(segments.map(|(_, named)| named));
-            for outcome in decoded.iter().take(count).flatten() {
-                let outcome = match outcome {
-                    // A plain frame is none that was cut.
-                    Ok((segment, named)) => {
+            self.streams
+                .look_ahead(names.get_mut(..count).unwrap_or_default());
+            for ((plain, named), refused) in batch.iter().zip(&names).zip(&decoded).take(count) {
+                let ends = match refused {
+                    Some(outcome) => Break(Some(*outcome)),
+                    None => routed(route(&plain.segment())),
+                };
+                let outcome = match ends {
+                    Break(outcome) => outcome,
+                    Continue(()) => {
                         let mut sink = Extraction {
                             gaps: &mut self.gaps,
                             extractor: &mut self.extractor,
                             out,
                         };
-                        take(&mut self.streams, segment, named, &mut route, &mut sink)
+                        // A plain frame is none that was cut.
+                        Some(self.streams.push_named(plain, named, &mut sink))
                     }
-                    Err(outcome) => Some(*outcome),
                 };
                 outcome.map(&mut ended);
             }
-            match other.take() {
+            match other {
                 Some(frame) => {
                     self.steered_frame(&frame, &mut route, out).map(&mut ended);
                 }
@@ -238,18 +259,11 @@ impl Pipeline {
     }
 }
 
-/// Gives a segment to the table, if it is this worker's.
-#[inline]
-fn take(
-    streams: &mut Streams,
-    segment: &Segment<'_>,
-    named: &Named,
-    route: impl FnOnce(&Segment<'_>) -> Route,
-    sink: &mut impl Sink,
-) -> Option<PacketOutcome> {
-    match route(segment) {
-        Route::Own => Some(streams.push_named(segment, named, sink)),
-        Route::Handed => None,
-        Route::Full => Some(PacketOutcome::HandoverFull),
+/// Breaks where a segment is not this worker's, with the outcome of its packet: none where another worker counts it.
+fn routed(route: Route) -> ControlFlow<Option<PacketOutcome>> {
+    match route {
+        Route::Own => Continue(()),
+        Route::Handed => Break(None),
+        Route::Full => Break(Some(PacketOutcome::HandoverFull)),
     }
 }

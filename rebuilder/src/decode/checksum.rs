@@ -71,6 +71,25 @@ pub(super) fn sum(data: &[u8]) -> u64 {
     sum
 }
 
+/// The sum of a few 4-byte words, as [`sum`] gives it.
+#[inline]
+pub(super) fn words<const N: usize>(data: &[u8; N]) -> u64 {
+    const { assert!(N.is_multiple_of(4)) };
+    let (words, _) = data.as_chunks::<4>();
+    words
+        .iter()
+        .map(|word| u64::from(u32::from_ne_bytes(*word)))
+        .sum()
+}
+
+/// The sum of what an IP packet of TCP carries, with what of the pseudo-header (RFC 9293 §3.1) is no address.
+#[inline]
+pub(super) fn of_tcp(data: &[u8]) -> u64 {
+    // No IP packet is longer.
+    let len = u32::try_from(data.len()).unwrap_or(u32::MAX).to_be();
+    u64::from(len) + u64::from(u16::from_ne_bytes([0, ip::TCP])) + sum(data)
+}
+
 /// Whether a sum that includes the checksum says that nothing was changed: all ones (RFC 1071 §1 (3)).
 pub(super) fn right(mut sum: u64) -> bool {
     while sum >> 16 != 0 {
@@ -89,14 +108,12 @@ pub(super) fn verdict(packet: &IpPacket<'_>) -> Option<bool> {
     if !packet.is_whole() {
         return None;
     }
-    let len = u32::try_from(packet.payload.len()).ok()?.to_be_bytes();
-    let pseudo = match (packet.src, packet.dst) {
+    let addresses = match (packet.src, packet.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => sum(&src.octets()) + sum(&dst.octets()),
         (IpAddr::V6(src), IpAddr::V6(dst)) => sum(&src.octets()) + sum(&dst.octets()),
         _ => return None,
     };
-    let pseudo = pseudo + sum(&len) + sum(&[0, ip::TCP]);
-    Some(header_is_right(packet) && right(pseudo + sum(packet.payload)))
+    Some(header_is_right(packet) && right(addresses + of_tcp(packet.payload)))
 }
 
 /// An interface in one direction: the mirror session, and who sends to whom on the link. In a VPC one of the two is

@@ -41,6 +41,7 @@ use crate::time::Timestamp;
 pub use checksum::{ChecksumPolicy, MAX_CHECKSUM_WINDOWS};
 pub use fragments::{FRAGMENT_TIMEOUT_V4, FRAGMENT_TIMEOUT_V6, MAX_FRAGMENT_BYTES};
 pub(crate) use link::{Network, network as network_layer};
+pub use plain::Plain;
 pub use tunnel::MAX_TUNNEL_DEPTH;
 pub(crate) use tunnel::outermost_vxlan;
 pub(crate) use vxlan::header as vxlan_header;
@@ -94,7 +95,7 @@ pub struct Segment<'a> {
     pub ack: Seq,
     /// Control bits.
     pub flags: TcpFlags,
-    /// The urgent pointer; meaningful when `flags` holds URG.
+    /// The urgent pointer; 0 unless `flags` holds URG.
     pub urgent: u16,
     /// The captured payload; Ethernet padding is cut off by the IP length.
     pub payload: &'a [u8],
@@ -174,40 +175,45 @@ impl Decoder {
     /// pieces), `link_type`, `vni_excluded`, `port_excluded`, `bad_checksum`, `bad_vxlan`, `bad_link`, `bad_ip`,
     /// `bad_tcp`.
     pub fn decode<'a>(&'a mut self, frame: &Frame<'a>) -> Result<Segment<'a>, PacketOutcome> {
-        match self.decode_plain(frame) {
-            Some(decoded) => decoded,
+        let mut plain = Plain::NONE;
+        match self.decode_plain(frame, &mut plain) {
+            Some(decoded) => decoded.map(|()| plain.segment()),
             None => self.decode_any(frame),
         }
     }
 
-    /// The same, of a frame that can be taken apart by fixed places; `None` of any other, with which nothing has been
-    /// done then. The segment borrows from the frame alone, so that more frames may be decoded before it is used.
+    /// The same, of a frame that can be taken apart by fixed places, whose segment is put into `plain`; `None` of any other,
+    /// with which nothing has been done then. The segment borrows from the frame alone, so that more frames may be decoded
+    /// before it is used.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
     #[inline]
     pub fn decode_plain<'a>(
         &mut self,
         frame: &Frame<'a>,
-    ) -> Option<Result<Segment<'a>, PacketOutcome>> {
-        let plain::Plain {
-            vni,
-            mirrored,
-            packet,
-            tcp,
-        } = self.plain(frame)?;
-        if let Err(outcome) = self.options.admit(vni) {
-            return Some(Err(outcome));
-        }
-        let (options, checksums) = (&self.options, &mut self.checksums);
-        let (ts, packet, tcp) = (frame.ts, &packet, &tcp);
-        Some(segment(options, checksums, ts, vni, mirrored, packet, tcp))
-    }
-
-    #[inline]
-    fn plain<'a>(&self, frame: &Frame<'a>) -> Option<plain::Plain<'a>> {
+        plain: &mut Plain<'a>,
+    ) -> Option<Result<(), PacketOutcome>> {
         #[cfg(any(test, feature = "fuzzing"))]
         if self.never_plain {
             return None;
         }
-        plain::open(frame)
+        let opened = plain::open(frame)?;
+        let path = || checksum::Path {
+            vni: opened.vni,
+            ends: *opened.path,
+        };
+        if let Err(outcome) = self.options.admit(opened.vni) {
+            return Some(Err(outcome));
+        }
+        if !self.options.takes(opened.ports()) {
+            return Some(Err(PacketOutcome::PortExcluded));
+        }
+        if !self.checksums.admit(opened.is_right(), path) {
+            return Some(Err(PacketOutcome::BadChecksum));
+        }
+        *plain = opened.plain(frame.ts);
+        Some(Ok(()))
     }
 
     fn decode_any<'a>(&'a mut self, frame: &Frame<'a>) -> Result<Segment<'a>, PacketOutcome> {
@@ -297,14 +303,14 @@ impl DecodeOptions {
         }
     }
 
-    /// Whether `--port` names this one.
-    fn takes(&self, port: u16) -> bool {
-        self.ports.is_empty() || self.ports.iter().any(|range| range.contains(&port))
+    /// Whether `--port` names one of these.
+    fn takes(&self, ports: [u16; 2]) -> bool {
+        let named = |port| self.ports.iter().any(|range| range.contains(port));
+        self.ports.is_empty() || ports.iter().any(named)
     }
 }
 
-/// The last step of every way: the filters that look at ports and checksums.
-#[inline]
+/// The last step: the filters that look at ports and checksums.
 fn segment<'a>(
     options: &DecodeOptions,
     checksums: &mut checksum::Checksums,
@@ -314,7 +320,7 @@ fn segment<'a>(
     packet: &ip::IpPacket<'a>,
     tcp: &tcp::Tcp<'a>,
 ) -> Result<Segment<'a>, PacketOutcome> {
-    if !options.takes(tcp.src_port) && !options.takes(tcp.dst_port) {
+    if !options.takes([tcp.src_port, tcp.dst_port]) {
         return Err(PacketOutcome::PortExcluded);
     }
     if let Some(is_right) = checksum::verdict(packet)

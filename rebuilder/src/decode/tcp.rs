@@ -11,6 +11,7 @@ pub(super) struct Tcp<'a> {
     pub(super) seq: Seq,
     pub(super) ack: Seq,
     pub(super) flags: TcpFlags,
+    /// 0 where the flags say that it does not count.
     pub(super) urgent: u16,
     pub(super) payload: &'a [u8],
 }
@@ -44,13 +45,19 @@ pub(super) fn open(data: &[u8]) -> Result<Tcp<'_>, PacketOutcome> {
     if header_len < 20 {
         return Err(PacketOutcome::BadTcp);
     }
+    let flags = TcpFlags::from_bits_truncate(*flags);
+    let urgent = if flags.contains(TcpFlags::URG) {
+        u16::from_be_bytes([*u0, *u1])
+    } else {
+        0
+    };
     Ok(Tcp {
         src_port: u16::from_be_bytes([*s0, *s1]),
         dst_port: u16::from_be_bytes([*d0, *d1]),
         seq: Seq(u32::from_be_bytes([*q0, *q1, *q2, *q3])),
         ack: Seq(u32::from_be_bytes([*a0, *a1, *a2, *a3])),
-        flags: TcpFlags::from_bits_truncate(*flags),
-        urgent: u16::from_be_bytes([*u0, *u1]),
+        flags,
+        urgent,
         payload: data.get(header_len..).ok_or(PacketOutcome::BadTcp)?,
     })
 }

@@ -1,8 +1,8 @@
 //! A connection: its key, and the generations of its two directions.
 
-use std::net::{IpAddr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
-use crate::decode::{Segment, Seq, TcpFlags, Vni};
+use crate::decode::{Plain, Segment, Seq, TcpFlags, Vni};
 use crate::keyed::Keyed;
 use crate::prefetch::prefetch;
 use crate::time::Timestamp;
@@ -26,18 +26,89 @@ pub(super) enum Side {
     High,
 }
 
-/// Which bits of a key's last word say that an endpoint is an IPv6 one.
+/// Which bits of a key's second word say that an endpoint is an IPv6 one.
 const IS_V6: u64 = 0b11 << 62;
 
-/// Both endpoints in order, and the VNI when it counts; packed so that hashing is five words.
+/// Both endpoints in order, and the VNI when it counts; packed so that hashing is five words. Of IPv4 the first two tell
+/// all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FlowKey([u64; 5]);
+
+/// The key of a flow between IPv4 endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PlainKey([u64; 2]);
+
+impl PlainKey {
+    /// The key of a segment's flow, and the side that sent it.
+    #[inline]
+    pub(super) fn of(scope: FlowScope, seg: &Plain<'_>) -> (Self, Side) {
+        let ([src, dst], [src_port, dst_port]) = seg.ends;
+        let end = |ip: u32, port: u16| u64::from(ip) << 16 | u64::from(port);
+        let (src, dst) = (end(src, src_port), end(dst, dst_port));
+        let (low, high, side) = if src <= dst {
+            (src, dst, Side::Low)
+        } else {
+            (dst, src, Side::High)
+        };
+        let rest = scope.vni(seg.vni) << 32 | (low & 0xffff) << 16 | (high & 0xffff);
+        (Self([low >> 16 << 32 | high >> 16, rest]), side)
+    }
+
+    /// As [`FlowKey::hash`].
+    #[inline]
+    pub(super) fn hash(self, key: Keyed) -> u64 {
+        key.words(self.0)
+    }
+
+    /// The same key, as flows have it.
+    pub(super) fn general(self) -> FlowKey {
+        let [addresses, rest] = self.0;
+        FlowKey([addresses, rest, 0, 0, 0])
+    }
+}
+
+impl FlowScope {
+    /// What of a key is the VNI's: 0, or what is not more than 2²⁴.
+    #[inline]
+    fn vni(self, vni: Option<Vni>) -> u64 {
+        match (self, vni) {
+            (Self::Vni, Some(vni)) => u64::from(vni.0 & 0x00ff_ffff) + 1,
+            (Self::Vni, None) | (Self::Global, _) => 0,
+        }
+    }
+}
 
 /// A flow's key with its hash, which is made once a packet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Name {
     pub(super) key: FlowKey,
     pub(super) hash: u64,
+}
+
+/// The same of a plain segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PlainName {
+    pub(super) key: PlainKey,
+    pub(super) hash: u64,
+    /// Where its flow may be; [`NIL`] where nothing is known.
+    pub(super) slot: u32,
+}
+
+impl PlainName {
+    /// Nobody's.
+    pub(super) const NONE: Self = Self {
+        key: PlainKey([0; 2]),
+        hash: 0,
+        slot: NIL,
+    };
+
+    /// The same, as flows have it.
+    pub(super) fn general(&self) -> Name {
+        Name {
+            key: self.key.general(),
+            hash: self.hash,
+        }
+    }
 }
 
 impl Name {
@@ -53,51 +124,50 @@ impl Name {
 impl FlowKey {
     /// The key of a segment's flow, and the side that sent it.
     pub(super) fn of(scope: FlowScope, seg: &Segment<'_>) -> (Self, Side) {
-        let vni = match scope {
-            FlowScope::Global => None,
-            FlowScope::Vni => seg.vni,
-        };
-        let from_low = match (seg.src, seg.dst) {
-            // What the general comparison says of them, in one number each: half of the time of a name.
-            (SocketAddr::V4(src), SocketAddr::V4(dst)) => endpoint_v4(src) <= endpoint_v4(dst),
-            (src, dst) => endpoint(src) <= endpoint(dst),
-        };
-        if from_low {
+        let vni = scope.vni(seg.vni);
+        if endpoint(seg.src) <= endpoint(seg.dst) {
             (Self::pack(vni, seg.src, seg.dst), Side::Low)
         } else {
             (Self::pack(vni, seg.dst, seg.src), Side::High)
         }
     }
 
-    /// Its hash: of IPv4 two words tell all, the last one tells the families.
+    /// Its hash.
     pub(super) fn hash(&self, key: Keyed) -> u64 {
-        let [a, b, c, d, rest] = self.0;
+        let [a, rest, ..] = self.0;
         if rest & IS_V6 == 0 {
-            key.words([b << 32 | d, rest])
+            key.words([a, rest])
         } else {
-            key.words([a, b, c, d, rest])
+            key.words(self.0)
         }
     }
 
-    fn pack(vni: Option<Vni>, low: SocketAddr, high: SocketAddr) -> Self {
-        let [a, b] = halves(low.ip());
-        let [c, d] = halves(high.ip());
+    /// Whether it is this key of IPv4 endpoints. The second word tells the families, so that the others need not be looked
+    /// at.
+    #[inline]
+    pub(super) fn is(&self, PlainKey(plain): PlainKey) -> bool {
+        let [a, rest, ..] = self.0;
+        [a, rest] == plain
+    }
+
+    fn pack(vni: u64, low: SocketAddr, high: SocketAddr) -> Self {
         // Bits 63 and 62 tell IPv6 endpoints from mapped IPv4 ones, bits 56 and below hold the VNI plus one.
         let families = u64::from(low.is_ipv6()) << 31 | u64::from(high.is_ipv6()) << 30;
-        let vni = vni.map_or(0, |vni| u64::from(vni.0 & 0x00ff_ffff) + 1);
         let ports = u64::from(low.port()) << 16 | u64::from(high.port());
-        Self([a, b, c, d, (families | vni) << 32 | ports])
+        let rest = (families | vni) << 32 | ports;
+        if let (IpAddr::V4(low), IpAddr::V4(high)) = (low.ip(), high.ip()) {
+            let addresses = u64::from(low.to_bits()) << 32 | u64::from(high.to_bits());
+            return Self([addresses, rest, 0, 0, 0]);
+        }
+        let [a, b] = halves(low.ip());
+        let [c, d] = halves(high.ip());
+        Self([a, rest, b, c, d])
     }
 }
 
 /// An order of endpoints; any would do.
 fn endpoint(addr: SocketAddr) -> (IpAddr, u16) {
     (addr.ip(), addr.port())
-}
-
-/// The same order, of IPv4 ones.
-fn endpoint_v4(addr: SocketAddrV4) -> u64 {
-    u64::from(addr.ip().to_bits()) << 16 | u64::from(addr.port())
 }
 
 fn halves(ip: IpAddr) -> [u64; 2] {

@@ -7,7 +7,7 @@ use hashbrown::HashTable;
 
 use crate::time::Timestamp;
 
-use super::flow::{Flow, Name};
+use super::flow::{Flow, Name, PlainName};
 use super::offset::index;
 use crate::budget::{Budget, Source};
 use crate::prefetch::prefetch;
@@ -146,10 +146,22 @@ impl Flows {
         self.index.find(name.hash, is_it).map(|entry| entry.slot)
     }
 
-    /// Where the flow of that name is, if it is in the table: as a rule, and found without a look at the flow.
-    pub(super) fn probably(&self, name: &Name) -> Option<u32> {
+    /// The same of a name that a plain segment has.
+    #[inline]
+    pub(super) fn find_plain(&self, name: &PlainName) -> Option<u32> {
+        let is_it = |slot: u32| self.get(slot).is_some_and(|f| f.name.key.is(name.key));
+        if is_it(name.slot) {
+            return Some(name.slot);
+        }
         let tag = tag(name.hash);
-        let found = self.index.find(name.hash, |entry| entry.tag == tag)?;
+        let is_it = |entry: &Entry| entry.tag == tag && is_it(entry.slot);
+        self.index.find(name.hash, is_it).map(|entry| entry.slot)
+    }
+
+    /// Where the flow of a name with this hash is, if it is in the table: as a rule, and found without a look at the flow.
+    pub(super) fn probably(&self, hash: u64) -> Option<u32> {
+        let tag = tag(hash);
+        let found = self.index.find(hash, |entry| entry.tag == tag)?;
         Some(found.slot)
     }
 

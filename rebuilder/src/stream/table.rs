@@ -1,12 +1,12 @@
 //! The flow table: finds the direction a segment belongs to, keeps time and caps.
 
-use crate::decode::{Segment, Seq, TcpFlags};
+use crate::decode::{Plain, Segment, Seq, TcpFlags};
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
 use super::clock::FlowClock;
 use super::direction::{Direction, Env, Part, cost_of};
-use super::flow::{Flow, FlowKey, Name, Place, Side};
+use super::flow::{Flow, FlowKey, Name, Place, PlainKey, PlainName, Side};
 use super::flows::{Flows, NIL, size};
 use super::held::RUN_BYTES;
 use super::isn::IsnCache;
@@ -42,11 +42,29 @@ pub struct Stats {
     pub time_jumps: u64,
 }
 
-/// The flow that a segment belongs to, and the side that sent it.
+/// The flow that a plain segment belongs to, and the side that sent it.
 #[derive(Clone, Copy, Debug)]
 pub struct Named {
-    name: Name,
+    name: PlainName,
     side: Side,
+}
+
+impl Named {
+    /// Nobody's, to be written over.
+    pub const NONE: Self = Self {
+        name: PlainName::NONE,
+        side: Side::Low,
+    };
+}
+
+/// What the way of most packets looks at.
+#[derive(Clone, Copy)]
+struct Next<'a> {
+    flags: TcpFlags,
+    seq: Seq,
+    ack: Seq,
+    ts: Timestamp,
+    payload: &'a [u8],
 }
 
 /// The connections of one worker. See the module's documentation for what it promises.
@@ -62,8 +80,8 @@ pub struct Streams {
     budget: Budget,
     stats: Stats,
     next_id: u64,
-    /// Hashes of the flows that memory was asked for last.
-    asked: [u64; ASKED],
+    /// Hashes and slots of the flows that memory was asked for last.
+    asked: [(u64, u32); ASKED],
     /// Every segment goes the full way, so that both ways can be compared.
     #[cfg(test)]
     pub(super) never_plain: bool,
@@ -82,7 +100,7 @@ impl Streams {
             budget: Budget::new(opts.total_cap),
             stats: Stats::default(),
             next_id: 0,
-            asked: [0; _],
+            asked: [(0, NIL); _],
             #[cfg(test)]
             never_plain: false,
             opts,
@@ -92,46 +110,71 @@ impl Streams {
     /// Takes a segment and says where its packet ends. Flow time advances to the segment's first, so chunks of other
     /// directions may come too.
     pub fn push(&mut self, seg: &Segment<'_>, sink: &mut impl Sink) -> PacketOutcome {
-        let named = self.named(seg);
-        self.push_named(seg, &named, sink)
+        let now = self.clock.observe(seg.ts);
+        self.push_at(now, seg, sink)
     }
 
-    /// The same for a segment whose flow was named before.
+    /// The same for one that was named before.
+    #[inline]
     pub fn push_named(
         &mut self,
-        seg: &Segment<'_>,
+        seg: &Plain<'_>,
         named: &Named,
         sink: &mut impl Sink,
     ) -> PacketOutcome {
         let now = self.clock.observe(seg.ts);
-        self.push_at(now, seg, named, sink)
+        if now >= self.next_due {
+            self.expire(now, sink);
+        }
+        let Some(slot) = self.flows.find_plain(&named.name) else {
+            return self.push_unknown(&seg.segment(), named.name.general(), named.side, sink);
+        };
+        if slot != named.name.slot {
+            self.asked[index(named.name.hash) % ASKED] = (named.name.hash, slot);
+        }
+        self.flows.touch(slot, now);
+        let next = Next {
+            flags: seg.flags,
+            seq: seg.seq,
+            ack: seg.ack,
+            ts: seg.ts,
+            payload: seg.payload,
+        };
+        match self.push_plain(slot, &next, named.side, sink) {
+            Some(outcome) => outcome,
+            None => self.push_full(slot, &seg.segment(), named.name.general(), named.side, sink),
+        }
     }
 
     /// Names the flow of a segment.
     #[inline]
-    #[must_use]
-    pub fn named(&self, seg: &Segment<'_>) -> Named {
-        let (key, side) = FlowKey::of(self.opts.flow_scope, seg);
+    pub fn name(&self, seg: &Plain<'_>, named: &mut Named) {
+        let (key, side) = PlainKey::of(self.opts.flow_scope, seg);
         let hash = key.hash(self.opts.hash);
-        let name = Name { key, hash };
-        Named { name, side }
+        let slot = NIL;
+        *named = Named {
+            name: PlainName { key, hash, slot },
+            side,
+        };
     }
 
-    /// Asks memory for what is held of the flows that are named, so that it is near by when their segments are taken;
-    /// changes nothing. Each loop asks for many things at once, where one segment after the other would wait for each.
-    pub fn look_ahead<'a>(&mut self, named: impl Iterator<Item = &'a Named>) {
+    /// Asks memory for what is held of the flows that are named, so that it is near by when their segments are taken.
+    /// Each loop asks for many things at once, where one segment after the other would wait for each.
+    pub fn look_ahead(&mut self, named: &mut [Named]) {
         let mut slots = [NIL; AHEAD];
         let mut count = 0;
         for Named { name, .. } in named {
             // What a flow had a moment ago is still near by: packets come in trains.
             let asked = &mut self.asked[index(name.hash) % ASKED];
-            if std::mem::replace(asked, name.hash) == name.hash {
-                continue;
+            if asked.0 != name.hash {
+                let slot = self.flows.probably(name.hash).unwrap_or(NIL);
+                *asked = (name.hash, slot);
+                if let Some(place) = slots.get_mut(count).filter(|_| slot != NIL) {
+                    *place = slot;
+                    count += 1;
+                }
             }
-            if let Some((slot, place)) = self.flows.probably(name).zip(slots.get_mut(count)) {
-                *place = slot;
-                count += 1;
-            }
+            name.slot = asked.1;
         }
         let slots = || slots.iter().take(count);
         for slot in slots() {
@@ -146,27 +189,48 @@ impl Streams {
     /// time moves flow time no more than those would: they may fill the holes that would grow old.
     pub fn push_handed(&mut self, seg: &Segment<'_>, sink: &mut impl Sink) -> PacketOutcome {
         let now = self.clock.first(seg.ts);
-        let named = self.named(seg);
-        self.push_at(now, seg, &named, sink)
+        self.push_at(now, seg, sink)
     }
 
     fn push_at(
         &mut self,
         now: Timestamp,
         seg: &Segment<'_>,
-        &Named { name, side }: &Named,
         sink: &mut impl Sink,
     ) -> PacketOutcome {
         if now >= self.next_due {
             self.expire(now, sink);
         }
+        let (key, side) = FlowKey::of(self.opts.flow_scope, seg);
+        let hash = key.hash(self.opts.hash);
+        let name = Name { key, hash };
         let Some(slot) = self.flows.find(&name) else {
             return self.push_unknown(seg, name, side, sink);
         };
         self.flows.touch(slot, now);
-        if let Some(outcome) = self.push_plain(slot, seg, side, sink) {
-            return outcome;
+        if seg.cut == 0 {
+            let next = Next {
+                flags: seg.flags,
+                seq: seg.seq,
+                ack: seg.ack,
+                ts: seg.ts,
+                payload: seg.payload,
+            };
+            if let Some(outcome) = self.push_plain(slot, &next, side, sink) {
+                return outcome;
+            }
         }
+        self.push_full(slot, seg, name, side, sink)
+    }
+
+    fn push_full(
+        &mut self,
+        slot: u32,
+        seg: &Segment<'_>,
+        name: Name,
+        side: Side,
+        sink: &mut impl Sink,
+    ) -> PacketOutcome {
         let outcome = self.push_known(slot, seg, name, side, sink);
         self.settle(slot, sink);
         outcome
@@ -175,10 +239,11 @@ impl Streams {
     /// The way of most packets: a segment that is the next one of a connection in which nothing is held, nothing waits
     /// for a time and nothing is in doubt. It changes a few numbers, and nobody's cost. `None` where anything is otherwise;
     /// nothing has changed then, and the full way comes to the same.
+    #[inline]
     fn push_plain(
         &mut self,
         slot: u32,
-        seg: &Segment<'_>,
+        seg: &Next<'_>,
         side: Side,
         sink: &mut impl Sink,
     ) -> Option<PacketOutcome> {
@@ -187,7 +252,7 @@ impl Streams {
             return None;
         }
         let apart = TcpFlags::SYN | TcpFlags::FIN | TcpFlags::RST | TcpFlags::URG;
-        if seg.cut > 0 || seg.flags & (apart | TcpFlags::ACK) != TcpFlags::ACK {
+        if seg.flags & (apart | TcpFlags::ACK) != TcpFlags::ACK {
             return None;
         }
         let (flow, mut env) = self.parts(slot)?;
