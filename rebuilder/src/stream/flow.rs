@@ -102,6 +102,12 @@ impl PlainName {
         slot: NIL,
     };
 
+    /// As [`Name::tag`].
+    #[inline]
+    pub(super) fn tag(&self, side: Side) -> u64 {
+        direction_tag(self.hash, side)
+    }
+
     /// The same, as flows have it.
     pub(super) fn general(&self) -> Name {
         Name {
@@ -114,10 +120,14 @@ impl PlainName {
 impl Name {
     /// What names one direction to the ISN cache: nobody who lacks the hash's key can make two alike.
     pub(super) fn tag(&self, side: Side) -> u64 {
-        match side {
-            Side::Low => self.hash,
-            Side::High => self.hash.rotate_left(32),
-        }
+        direction_tag(self.hash, side)
+    }
+}
+
+const fn direction_tag(hash: u64, side: Side) -> u64 {
+    match side {
+        Side::Low => hash,
+        Side::High => hash.rotate_left(32),
     }
 }
 
@@ -378,6 +388,11 @@ impl Flow {
         }
     }
 
+    /// Where its directions stand.
+    pub(super) fn into_rooms(self) -> [Vec<Direction>; 2] {
+        [self.low.generations, self.high.generations]
+    }
+
     /// Notes whether the short way is open to its next packet.
     pub(super) fn note_plain(&mut self) {
         for half in [&mut self.low, &mut self.high] {
@@ -397,6 +412,21 @@ impl Flow {
     /// Generations of both directions.
     pub(super) fn directions(&self) -> usize {
         self.low.generations.len() + self.high.generations.len()
+    }
+
+    /// Where the direction stands that appeared first.
+    pub(super) fn eldest(&self) -> Option<(Side, usize)> {
+        let of = |half: &Half, side| {
+            let first = half
+                .generations
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, g)| g.id)?;
+            Some((first.1.id, (side, first.0)))
+        };
+        let (low, high) = (of(&self.low, Side::Low), of(&self.high, Side::High));
+        let first = low.into_iter().chain(high).min_by_key(|(id, _)| *id);
+        first.map(|(_, place)| place)
     }
 
     /// Bytes that its directions hold, bookkeeping included.

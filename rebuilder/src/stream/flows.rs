@@ -3,11 +3,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use hashbrown::HashTable;
-
 use crate::time::Timestamp;
 
-use super::flow::{Flow, Name, PlainName};
+use super::direction::Direction;
+use super::flow::{Flow, Name, PlainName, Side};
+use super::index::Index;
 use super::offset::index;
 use crate::budget::{Budget, Source};
 use crate::prefetch::prefetch;
@@ -22,6 +22,8 @@ pub(super) const DIRECTION_BYTES: usize = 832;
 const RELINK: Duration = Duration::from_secs(1);
 /// So many flows at the head of a list are looked at for the one that was silent longest.
 const LOOKED_AT: usize = 8;
+/// How many places for directions are kept for flows to come: half a megabyte.
+const ROOMS: usize = 1024;
 /// Powers of two that a flow can hold bytes by.
 const SIZES: usize = usize::BITS as usize + 1;
 /// No slot.
@@ -70,25 +72,14 @@ struct Cost {
     after: usize,
 }
 
-/// Where a flow is. The table of these is small enough to stay near the processor, and as a rule nothing else must be
-/// looked at to find the slot.
-pub(super) struct Entry {
-    /// Bits of the hash that the table itself does not look at.
-    tag: u32,
-    slot: u32,
-}
-
-/// The middle of a hash: the table takes its place from the lower bits, and the upper seven to compare.
-#[allow(clippy::cast_possible_truncation)]
-const fn tag(hash: u64) -> u32 {
-    (hash >> 25) as u32
-}
-
 /// The flows of one worker.
 pub(super) struct Flows {
-    index: HashTable<Entry>,
+    /// Small enough to stay near the processor, and as a rule nothing else must be looked at to find a slot.
+    index: Index,
     slots: Vec<Option<Flow>>,
     free: Vec<u32>,
+    /// What directions of flows that are gone stood in, [`ROOMS`] at most.
+    rooms: Vec<Vec<Direction>>,
     /// All flows in the order of silence.
     all: Ends,
     /// When to look at a flow again, at most one entry a flow. May be earlier than needed, never later.
@@ -113,9 +104,10 @@ impl Flows {
         // Reserved at once: a table that grows is for a while there twice. Pages that are not used cost nothing.
         let room = (cap / (FLOW_BYTES + DIRECTION_BYTES)).min(max) + 1;
         Self {
-            index: HashTable::with_capacity(room),
+            index: Index::with_capacity(room),
             slots: Vec::with_capacity(room),
             free: Vec::new(),
+            rooms: Vec::new(),
             all: Ends::EMPTY,
             timers: BTreeSet::new(),
             owners: Vec::new(),
@@ -139,11 +131,8 @@ impl Flows {
     }
 
     pub(super) fn find(&self, name: &Name) -> Option<u32> {
-        let tag = tag(name.hash);
-        let is_it = |entry: &Entry| {
-            entry.tag == tag && self.get(entry.slot).is_some_and(|f| f.name.key == name.key)
-        };
-        self.index.find(name.hash, is_it).map(|entry| entry.slot)
+        let is_it = |slot| self.get(slot).is_some_and(|f| f.name.key == name.key);
+        self.index.find(name.hash, is_it)
     }
 
     /// The same of a name that a plain segment has.
@@ -153,16 +142,18 @@ impl Flows {
         if is_it(name.slot) {
             return Some(name.slot);
         }
-        let tag = tag(name.hash);
-        let is_it = |entry: &Entry| entry.tag == tag && is_it(entry.slot);
-        self.index.find(name.hash, is_it).map(|entry| entry.slot)
+        self.index.find(name.hash, is_it)
     }
 
     /// Where the flow of a name with this hash is, if it is in the table: as a rule, and found without a look at the flow.
     pub(super) fn probably(&self, hash: u64) -> Option<u32> {
-        let tag = tag(hash);
-        let found = self.index.find(hash, |entry| entry.tag == tag)?;
-        Some(found.slot)
+        self.index.find(hash, |_| true)
+    }
+
+    /// Asks memory for what finding a flow needs.
+    #[inline]
+    pub(super) fn prefetch_place(&self, hash: u64) {
+        self.index.prefetch(hash);
     }
 
     /// Asks memory for what a packet in order needs of a flow.
@@ -180,8 +171,22 @@ impl Flows {
         self.slots.get_mut(index(u64::from(slot)))?.as_mut()
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Flow> {
-        self.slots.iter_mut().flatten()
+    /// All flows, each with its slot.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (u32, &mut Flow)> {
+        let slots = (0..).zip(&mut self.slots);
+        slots.filter_map(|(slot, flow)| Some((slot, flow.as_mut()?)))
+    }
+
+    /// Gives a side that had no direction yet the room that a flow left which is gone, if there is some: one is made and
+    /// freed with each connection.
+    pub(super) fn furnish(&mut self, slot: u32, side: Side) {
+        let place = self.slots.get_mut(index(u64::from(slot)));
+        if let Some(flow) = place.and_then(Option::as_mut)
+            && flow.half(side).generations.capacity() == 0
+            && let Some(room) = self.rooms.pop()
+        {
+            flow.half(side).generations = room;
+        }
     }
 
     /// Enters a flow whose state `source` answers for. [`Flows::settle`] charges it.
@@ -201,16 +206,7 @@ impl Flows {
                 u32::try_from(self.slots.len() - 1).unwrap_or(NIL)
             }
         };
-        let entry = Entry {
-            tag: tag(hash),
-            slot,
-        };
-        let slots = &self.slots;
-        let rehash = |entry: &Entry| {
-            let flow = slots.get(index(u64::from(entry.slot)));
-            flow.and_then(Option::as_ref).map_or(0, |f| f.name.hash)
-        };
-        self.index.insert_unique(hash, entry, rehash);
+        self.index.insert(hash, slot);
         self.link(slot);
         slot
     }
@@ -228,10 +224,7 @@ impl Flows {
         if let Some(armed) = flow.armed {
             self.timers.remove(&(armed, slot));
         }
-        let entry = self.index.find_entry(flow.name.hash, |e| e.slot == slot);
-        if let Ok(entry) = entry {
-            entry.remove();
-        }
+        self.index.remove(flow.name.hash, slot);
         self.free.push(slot);
         self.leave_holders(flow.size, flow.size_at);
         self.charge(
@@ -250,6 +243,12 @@ impl Flows {
             *place = None;
             self.free_owners.push(flow.owner);
         }
+        for mut room in flow.into_rooms() {
+            room.clear();
+            if room.capacity() == 1 && self.rooms.len() < ROOMS {
+                self.rooms.push(room);
+            }
+        }
     }
 
     /// Forgets all flows; what they were charged goes.
@@ -260,6 +259,7 @@ impl Flows {
         self.index.clear();
         self.slots.clear();
         self.free.clear();
+        self.rooms.clear();
         self.all = Ends::EMPTY;
         self.timers.clear();
         self.owner_of.clear();

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::decode::Seq;
+use crate::prefetch::prefetch;
 use crate::time::Timestamp;
 
 use super::offset::{advance, distance};
@@ -58,6 +59,15 @@ impl IsnCache {
     fn set(&mut self, tag: u64) -> Option<&mut [Option<Entry>; WAYS]> {
         let at = super::offset::index(tag) & (self.sets.len() - 1);
         self.sets.get_mut(at)
+    }
+
+    /// Asks memory for what is held of the SYNs of a direction.
+    #[inline]
+    pub(super) fn prefetch(&self, tag: u64) {
+        let at = super::offset::index(tag) & (self.sets.len() - 1);
+        if let Some(set) = self.sets.get(at) {
+            prefetch(set, usize::MAX);
+        }
     }
 
     /// Remembers a SYN. It takes, in this order: the place of its own earlier copy; of the latest of three others of the

@@ -79,6 +79,7 @@ mod direction;
 mod flow;
 mod flows;
 mod held;
+mod index;
 mod isn;
 mod offset;
 mod table;

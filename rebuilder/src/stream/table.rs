@@ -146,11 +146,12 @@ impl Streams {
         }
     }
 
-    /// Names the flow of a segment.
+    /// Names the flow of a segment, and asks memory for what tells where it is.
     #[inline]
     pub fn name(&self, seg: &Plain<'_>, named: &mut Named) {
         let (key, side) = PlainKey::of(self.opts.flow_scope, seg);
         let hash = key.hash(self.opts.hash);
+        self.flows.prefetch_place(hash);
         let slot = NIL;
         *named = Named {
             name: PlainName { key, hash, slot },
@@ -163,13 +164,15 @@ impl Streams {
     pub fn look_ahead(&mut self, named: &mut [Named]) {
         let mut slots = [NIL; AHEAD];
         let mut count = 0;
-        for Named { name, .. } in named {
+        for Named { name, side } in named {
             // What a flow had a moment ago is still near by: packets come in trains.
             let asked = &mut self.asked[index(name.hash) % ASKED];
             if asked.0 != name.hash {
                 let slot = self.flows.probably(name.hash).unwrap_or(NIL);
                 *asked = (name.hash, slot);
-                if let Some(place) = slots.get_mut(count).filter(|_| slot != NIL) {
+                if slot == NIL {
+                    self.isns.prefetch(name.tag(*side));
+                } else if let Some(place) = slots.get_mut(count) {
                     *place = slot;
                     count += 1;
                 }
@@ -450,6 +453,7 @@ impl Streams {
         };
         let id = DirectionId(self.next_id);
         self.next_id += 1;
+        self.flows.furnish(slot, side);
         let Some((flow, mut env)) = self.parts(slot) else {
             return PacketOutcome::OutOfWindow;
         };
@@ -548,22 +552,23 @@ impl Streams {
     /// Flushes everything, in the order in which the directions appeared: holes become gaps and every direction is
     /// closed, for `end` where neither FIN nor RST was seen. The table is empty afterwards and may be used again.
     pub fn finish(&mut self, end: End, sink: &mut impl Sink) {
-        let mut all: Vec<(DirectionId, Direction)> = Vec::new();
-        for flow in self.flows.iter_mut() {
+        let mut all: Vec<(DirectionId, u32, Side)> = Vec::new();
+        for (slot, flow) in self.flows.iter_mut() {
             for side in [Side::Low, Side::High] {
-                all.extend(flow.half(side).generations.drain(..).map(|g| (g.id, g)));
+                let generations = flow.half(side).generations.iter();
+                all.extend(generations.map(|generation| (generation.id, slot, side)));
             }
         }
-        all.sort_by_key(|(id, _)| *id);
-        for (_, generation) in all {
-            let mut env = Env {
-                now: self.clock.now(),
-                opts: &self.opts,
-                budget: &mut self.budget,
-                stats: &mut self.stats,
-                hasher: &self.content,
+        all.sort_unstable_by_key(|(id, ..)| *id);
+        for (id, slot, side) in all {
+            let Some((flow, mut env)) = self.parts(slot) else {
+                continue;
             };
-            generation.close(end, &mut env, sink);
+            let generations = &mut flow.half(side).generations;
+            if let Some(at) = generations.iter().position(|g| g.id == id) {
+                let ended = generations.remove(at);
+                ended.close(end, &mut env, sink);
+            }
         }
         self.flows.clear(&mut self.budget);
         self.next_due = Timestamp::INFINITY;
@@ -627,13 +632,9 @@ impl Streams {
 
     fn close_flow(&mut self, slot: u32, end: End, sink: &mut impl Sink) {
         if let Some((flow, mut env)) = self.parts(slot) {
-            let mut all: Vec<Direction> = [Side::Low, Side::High]
-                .into_iter()
-                .flat_map(|side| std::mem::take(&mut flow.half(side).generations))
-                .collect();
-            all.sort_by_key(|generation| generation.id);
-            for generation in all {
-                generation.close(end, &mut env, sink);
+            while let Some((side, at)) = flow.eldest() {
+                let ended = flow.half(side).generations.remove(at);
+                ended.close(end, &mut env, sink);
             }
         }
         self.flows.remove(slot, &mut self.budget);
