@@ -44,7 +44,7 @@ def rules(cloud: Cloud, filter_id: str) -> list[tuple[str, int, int]]:
 def test_every_output_is_there(stack: SimpleNamespace) -> None:
     wanted = {
         "MirrorTargetId", "MirrorFilterId", "RebuilderGroup", "EventQueueUrl", "DeadLetterQueueUrl",
-        "AttachFunction", "ReconcileFunction",
+        "AttachFunction", "ReconcileFunction", "DrainFunction",
     }  # fmt: skip
     assert wanted <= stack.out.keys()
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from . import balancers, bus, cloudformation, compute, custom, functions, mirroring_api, network, queues
+from . import balancers, bus, cloudformation, compute, custom, functions, lifecycle, managed, mirroring_api, network, queues
 from .bus import Bus
 from .custom import CustomResources
 from .runtime import Runtimes
@@ -24,6 +25,8 @@ class Account:
         queues.install()
         compute.install(self._bus)
         balancers.install()
+        managed.install(self._bus)
+        leaving = lifecycle.install(self._bus)
         answers = CustomResources(endpoint)
         cloudformation.install(endpoint, answers)
         route = self.application.route
@@ -34,6 +37,9 @@ class Account:
             "GET", "/_lab/environments/", lambda name, _: as_json({"environments": self._runtimes.environments(name)})
         )
 
+        route("GET", "/_lab/leaving", lambda _path, _body: as_json(leaving.view()))
+        route("POST", "/_lab/deregister/", lambda order, _body: as_json(leaving.deregister(order)))
+        route("POST", "/_lab/tell", lambda _path, body: as_json({"rules": self._bus.offer_to_all(json.loads(body))}))
         route("GET", "/_lab/events", lambda _path, _body: as_json(self._bus.counts()))
         route("POST", "/_lab/tick", lambda _path, _body: as_json({"fired": self._bus.tick()}))
 

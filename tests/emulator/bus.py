@@ -99,6 +99,14 @@ class Bus:
 
         self.later(delay, deliver)
 
+    def offer_to_all(self, event: dict[str, Any]) -> int:
+        """Gives an event, as AWS would send it, to all rules of the default bus; gives how many of them match it."""
+        rules = list(events_backends[event["account"]][event["region"]].event_buses["default"].rules.values())
+        matching = [r for r in rules if r.event_pattern.dump() and r.event_pattern.matches_event(event)]
+        for rule in matching:
+            self.later(DELIVERY_DELAY, lambda rule=rule: self.offer(rule, event))
+        return len(matching)
+
     def later(self, delay: float, what: Callable[[], None]) -> None:
         with self._changed:
             heapq.heappush(self._due, (time.monotonic() + delay, next(self._order), what))

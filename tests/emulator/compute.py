@@ -28,7 +28,8 @@ _bus: Bus
 # Seconds between a call and the event of each state: told in order, and after the call was answered.
 FIRST, SECOND, THIRD = 0.05, 0.15, 0.25
 
-_group_lock = threading.RLock()
+group_lock = threading.RLock()
+"""Held by whoever changes a group: moto's are not safe to change from two calls at once."""
 
 
 def install(bus: Bus) -> None:
@@ -237,7 +238,6 @@ def _tell_tags(backend: EC2Backend, instance_id: str, before: dict[str, str]) ->
 
 
 def _install_groups() -> None:
-    # moto's groups are not safe to change from two calls at once.
     for name in (
         "create_auto_scaling_group", "update_auto_scaling_group", "delete_auto_scaling_group", "set_desired_capacity",
         "attach_instances", "detach_instances", "notify_terminate_instances",
@@ -247,7 +247,7 @@ def _install_groups() -> None:
     terminate = AutoScalingBackend.terminate_instance
 
     def terminate_instance(self: AutoScalingBackend, instance_id: str, should_decrement: bool) -> Any:
-        with _group_lock:
+        with group_lock:
             group = next(
                 (
                     g
@@ -281,7 +281,7 @@ def _install_groups() -> None:
 
 def _one_at_a_time(call: Callable[..., Any]) -> Callable[..., Any]:
     def locked(*args: Any, **kwargs: Any) -> Any:
-        with _group_lock:
+        with group_lock:
             return call(*args, **kwargs)
 
     return locked

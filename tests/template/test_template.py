@@ -145,6 +145,7 @@ def test_outputs_are_as_agreed():
         "DeadLetterQueueUrl": "<DeadLetterQueue>",
         "AttachFunction": "<AttachFunction.Arn>",
         "ReconcileFunction": "<ReconcileFunction.Arn>",
+        "DrainFunction": "<DrainFunction.Arn>",
     }
 
 
@@ -179,21 +180,24 @@ def functions():
     return stack.Evaluated().resources("AWS::Lambda::Function")
 
 
-def test_there_are_two_functions():
-    assert functions().keys() == {"AttachFunction", "ReconcileFunction"}
+FUNCTIONS = {
+    "AttachFunction": ENVIRONMENT,
+    "ReconcileFunction": ENVIRONMENT,
+    "DrainFunction": {**ENVIRONMENT, "MIRRORFLEET_TARGET_GROUP_ARN": "<RebuilderTargets>"},
+}
 
 
-@pytest.mark.parametrize("name", ["AttachFunction", "ReconcileFunction"])
-def test_a_function_has_all_of_its_configuration(name):
-    assert functions()[name]["Properties"]["Environment"]["Variables"] == ENVIRONMENT
+def test_each_function_has_all_of_its_configuration_and_there_is_no_other():
+    assert {name: f["Properties"]["Environment"]["Variables"] for name, f in functions().items()} == FUNCTIONS
 
 
 def test_every_variable_of_a_function_is_one_that_it_reads():
     code = "".join(file.read_text() for file in (stack.ROOT / "functions").glob("*/src/**/*.rs"))
-    assert ENVIRONMENT.keys() - set(re.findall(r"\bMIRRORFLEET_[A-Z_]+", code)) == set()
+    given = {variable for variables in FUNCTIONS.values() for variable in variables}
+    assert given - set(re.findall(r"\bMIRRORFLEET_[A-Z_]+", code)) == set()
 
 
-@pytest.mark.parametrize("name", ["AttachFunction", "ReconcileFunction"])
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_runs_a_native_program(name):
     p = functions()[name]["Properties"]
     assert (p["Runtime"], p["Handler"], p["Architectures"]) == ("provided.al2023", "bootstrap", ["x86_64"])
@@ -250,14 +254,34 @@ def test_the_schedule_minds_the_plural(minutes, expression):
 def test_the_rules_listen_for_launches_and_tags():
     patterns = {
         (p["source"][0], p["detail-type"][0], str(p.get("detail", {})))
-        for p in (r["Properties"].get("EventPattern") for r in stack.Evaluated().resources("AWS::Events::Rule").values())
-        if p
+        for p in (
+            r["Properties"]["EventPattern"]
+            for r in stack.Evaluated().resources("AWS::Events::Rule").values()
+            if r["Properties"]["Targets"][0]["Arn"] == "<EventQueue.Arn>"
+        )
     }
     assert patterns == {
         ("aws.ec2", "EC2 Instance State-change Notification", "{'state': ['running']}"),
         ("aws.autoscaling", "EC2 Instance Launch Successful", "{}"),
         ("aws.tag", "Tag Change on Resource", "{'service': ['ec2'], 'resource-type': ['instance', 'network-interface']}"),
     }
+
+
+def test_the_terminate_hook_is_answered_and_waits_for_nobody_else():
+    hook = stack.Evaluated().properties("RebuilderLeaves")
+    assert hook["HeartbeatTimeout"] <= 300
+    assert hook["DefaultResult"] == "CONTINUE"
+    assert hook["AutoScalingGroupName"] == "<RebuilderGroup>"
+    rule = stack.Evaluated().properties("DrainRule")
+    assert rule["EventPattern"] == {
+        "source": ["aws.autoscaling"],
+        "detail-type": ["EC2 Instance-terminate Lifecycle Action"],
+        "detail": {"AutoScalingGroupName": ["<RebuilderGroup>"]},
+    }
+    assert [t["Arn"] for t in rule["Targets"]] == ["<DrainFunction.Arn>"]
+    # The function may wait for the whole deregistration delay, and goes on beating meanwhile.
+    delay = {a["Key"]: a["Value"] for a in stack.Evaluated().properties("RebuilderTargets")["TargetGroupAttributes"]}
+    assert int(delay["deregistration_delay.timeout_seconds"]) < functions()["DrainFunction"]["Properties"]["Timeout"] - 60
 
 
 def test_a_change_of_what_is_mirrored_makes_cloudformation_ask_for_a_pass():

@@ -11,6 +11,9 @@ WITHOUT_RESOURCES = {
     "ec2:DescribeInstances": "EC2: no Describe action takes a resource",
     "ec2:DescribeNetworkInterfaces": "EC2: no Describe action takes a resource",
     "ec2:DescribeTrafficMirrorSessions": "EC2: no Describe action takes a resource",
+    "ec2:DescribeTrafficMirrorTargets": "EC2: no Describe action takes a resource",
+    "ecs:ListClusters": "ECS: a list of clusters is of none of them",
+    "elasticloadbalancing:DescribeLoadBalancers": "ELB: no Describe action takes a resource",
     "elasticloadbalancing:DescribeTargetHealth": "ELB: no Describe action takes a resource",
 }
 
@@ -19,6 +22,9 @@ OPEN_ENDED = {
     ":network-interface/*": "any interface may come to be selected",
     ":traffic-mirror-session/*": "sessions come and go; each use carries a condition on our tag",
     ":layer:first-rebuilder:*": "during an update two versions are in use",
+    ":task/*": "tasks come and go, and Selection may name any cluster",
+    ":container-instance/*": "as for tasks",
+    ":autoScalingGroup:*:autoScalingGroupName/<RebuilderGroup>": "the id in the ARN is nowhere to be had",
 }
 
 ROLES = sorted(stack.of_type(stack.transformed(), "AWS::IAM::Role"))
@@ -50,6 +56,7 @@ def test_the_policies_are_found():
         "ReconcileRole",
         "ReconcileInvokesItself",
         "RebuilderRole",
+        "DrainRole",
         "EventQueuePolicy",
     }
 
@@ -95,20 +102,38 @@ def test_only_our_sessions_are_made_changed_and_deleted(role):
 
 @pytest.mark.parametrize("role", ["AttachRole", "ReconcileRole"])
 def test_the_functions_may_call_what_they_call_and_no_more(role):
-    # The EC2 client is used in the crate `cloud` alone, one method for each action.
-    calls = set()
+    # The SDKs are used in the crate `cloud` alone, one method for each action, and but for EC2 one file for each service.
+    called = set()
     for file in (stack.ROOT / "functions" / "cloud" / "src").glob("**/*.rs"):
-        calls |= set(re.findall(r"\.((?:describe|create|modify|delete)_\w+)\(\)", file.read_text()))
-    called = {"ec2:" + "".join(word.title() for word in call.split("_")) for call in calls}
+        service = {"ecs": "ecs", "elb": "elasticloadbalancing", "stack": "cloudformation"}.get(file.stem, "ec2")
+        if file.stem == "leave":
+            continue
+        for call in re.findall(r"\.((?:describe|list|create|modify|delete)_\w+)\(\)", file.read_text()):
+            called.add(f"{service}:" + "".join(word.title() for word in call.split("_")))
     allowed = {
         action
         for where, statement in STATEMENTS
         if where.startswith(role)
         for action in as_list(statement["Action"])
-        if action.startswith("ec2:")
+        if action.split(":")[0] not in ("logs", "sqs")
     }
     # Tags are given in the creating call, which asks for this permission without being a call of it.
     assert allowed == called | {"ec2:CreateTags"}
+
+
+def test_drain_may_call_what_it_calls_and_no_more():
+    text = (stack.ROOT / "functions" / "cloud" / "src" / "leave.rs").read_text()
+    calls = set(re.findall(r"\.((?:deregister|describe|record|complete)_\w+)\(\)", text))
+    names = {"".join(word.title() for word in call.split("_")) for call in calls}
+    allowed = {
+        action
+        for where, statement in STATEMENTS
+        if where.startswith("DrainRole.")
+        for action in as_list(statement["Action"])
+        if not action.startswith("logs:")
+    }
+    assert {action.split(":")[1] for action in allowed} == names
+    assert len(names) == 4
 
 
 @pytest.mark.parametrize("role", ["AttachRole", "ReconcileRole"])
@@ -131,7 +156,8 @@ def test_creating_a_session_names_all_four_resources(role):
 def test_each_function_has_a_role_of_its_own():
     functions = stack.Evaluated().resources("AWS::Lambda::Function")
     roles = {name: f["Properties"]["Role"] for name, f in functions.items()}
-    assert roles == {"AttachFunction": "<AttachRole.Arn>", "ReconcileFunction": "<ReconcileRole.Arn>"}
+    assert roles == {name: f"<{name.removesuffix('Function')}Role.Arn>" for name in functions}
+    assert len(roles) == 3
 
 
 @pytest.mark.parametrize("role", ROLES)

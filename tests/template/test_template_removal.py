@@ -15,7 +15,13 @@ def required(template):
     """(what, needs): each pair must be a *direct* edge, so that it hangs on no other resource's edges."""
     for kind in ("AWS::Events::Rule", "AWS::Lambda::EventSourceMapping"):
         for name in stack.of_type(template, kind):
-            yield name, SESSIONS
+            # This one makes no session, and is needed as long as an instance may wait.
+            if name != "DrainRule":
+                yield name, SESSIONS
+    for hook in stack.of_type(template, "AWS::AutoScaling::LifecycleHook"):
+        yield hook, SESSIONS
+        for needed in ("RebuilderGroup", "DrainRule", "DrainPermission"):
+            yield hook, needed
     for kind in (
         "AWS::ElasticLoadBalancingV2::Listener",
         "AWS::EC2::TrafficMirrorTarget",
@@ -41,6 +47,9 @@ def required_in_the_end(template):
     # The target is removed before the load balancer behind it.
     yield "MirrorTarget", "Balancer"
     yield "AttachMapping", "AttachRole"
+    # Whoever waits can still be let go on while the hook is there.
+    for needed in ("DrainFunction", "DrainRole", "DrainLogs", "RebuilderTargets"):
+        yield "RebuilderLeaves", needed
     for name in stack.of_type(template, "AWS::Events::Rule"):
         yield name, "MirrorTarget"
 
@@ -62,7 +71,8 @@ def test_every_kind_of_the_order_is_there():
     # An order over nothing holds too. So: how many of each there are.
     template = stack.transformed()
     counts = {
-        "AWS::Events::Rule": 4,
+        "AWS::Events::Rule": 5,
+        "AWS::AutoScaling::LifecycleHook": 1,
         "AWS::Lambda::EventSourceMapping": 1,
         "AWS::ElasticLoadBalancingV2::Listener": 1,
         "AWS::EC2::TrafficMirrorTarget": 1,

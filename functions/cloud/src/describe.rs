@@ -1,7 +1,7 @@
-//! What is there: interfaces, instances and sessions, page by page.
+//! What is there, page by page: interfaces, instances and sessions, and what other services know of them.
 
-use crate::Cloud;
 use crate::errors::api_error;
+use crate::{Cloud, ecs, elb, stack};
 use aws_sdk_ec2::types::{
     Filter, InstanceStateName, NetworkInterface, NetworkInterfaceStatus, Tag, TrafficMirrorSession,
 };
@@ -9,7 +9,7 @@ use mirror::error::ApiError;
 use mirror::id::{EniId, FilterId, InstanceId, SessionId, SessionNumber, StackArn, TargetId};
 use mirror::interface::{Instance, InstanceState, Interface, InterfaceStatus, Tags, Ties};
 use mirror::plan::Session;
-use mirror::ports::{InstanceQuery, InterfaceQuery, Inventory, SessionQuery};
+use mirror::ports::{ClassicBalancer, InstanceQuery, InterfaceQuery, Inventory, SessionQuery};
 use std::net::IpAddr;
 
 /// The tag that makes a session ours.
@@ -115,6 +115,39 @@ impl Inventory for Cloud {
                         .filter_map(session),
                 );
             }
+        }
+        Ok(found)
+    }
+
+    async fn classic_balancers(&self) -> Result<Vec<ClassicBalancer>, ApiError> {
+        elb::classic_balancers(&self.reading).await
+    }
+
+    async fn clusters(&self) -> Result<Vec<String>, ApiError> {
+        ecs::clusters(&self.reading).await
+    }
+
+    async fn task_interfaces(&self, cluster: &str) -> Result<Vec<EniId>, ApiError> {
+        ecs::task_interfaces(&self.reading, cluster).await
+    }
+
+    async fn stack_is_leaving(&self, stack: &StackArn) -> Result<bool, ApiError> {
+        stack::is_leaving(&self.reading, stack).await
+    }
+
+    async fn mirror_target_interfaces(&self) -> Result<Vec<EniId>, ApiError> {
+        // The API has no filter for the type of a target.
+        let call = self.reader.describe_traffic_mirror_targets();
+        let mut pages = call.into_paginator().page_size(PAGE).send();
+        let mut found = Vec::new();
+        while let Some(page) = pages.next().await {
+            found.extend(
+                page.map_err(|e| api_error(&e))?
+                    .traffic_mirror_targets()
+                    .iter()
+                    .filter_map(|t| t.network_interface_id())
+                    .map(EniId::new),
+            );
         }
         Ok(found)
     }

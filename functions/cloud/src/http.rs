@@ -27,12 +27,12 @@ impl Again for Cloud {
         let function =
             env("AWS_LAMBDA_FUNCTION_NAME").ok_or("AWS_LAMBDA_FUNCTION_NAME is not set")?;
         let region = self
-            .sdk
+            .reading
             .region()
             .ok_or("AWS_REGION is not set")?
             .to_string();
-        let endpoint =
-            env("AWS_ENDPOINT_URL_LAMBDA").or_else(|| self.sdk.endpoint_url().map(str::to_owned));
+        let endpoint = env("AWS_ENDPOINT_URL_LAMBDA")
+            .or_else(|| self.reading.endpoint_url().map(str::to_owned));
         let endpoint = endpoint.unwrap_or_else(|| {
             let china = if region.starts_with("cn-") { ".cn" } else { "" };
             format!("https://lambda.{region}.amazonaws.com{china}")
@@ -63,7 +63,7 @@ impl Cloud {
     ) -> Result<Vec<(String, String)>, String> {
         let text = |e: &dyn std::fmt::Display| format!("the request could not be signed: {e}");
         let provider = self
-            .sdk
+            .reading
             .credentials_provider()
             .ok_or("there are no credentials")?;
         let identity = provider

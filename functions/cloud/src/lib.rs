@@ -18,31 +18,39 @@
 //! | `MIRRORFLEET_MIRRORING` | `Mirroring` | `on` |
 //! | `MIRRORFLEET_OWN_SECURITY_GROUPS` | security groups of rebuilders, load balancers and nodes, by comma | none |
 //! | `MIRRORFLEET_ANALYZER_URL` | `AnalyzerUrl` | none |
-//! | `MIRRORFLEET_SESSION_HOUR_USD` | price of a session-hour, for the dry run | 0.015 |
-//! | `MIRRORFLEET_SESSION_HEADROOM` | how many of the account's 10,000 sessions stay free for others | 100 |
+//! | `MIRRORFLEET_SESSION_HOUR_USD` | `SessionHourUsd` | 0.015 |
+//! | `MIRRORFLEET_SESSION_HEADROOM` | `SessionHeadroom` | 100 |
+//! | `MIRRORFLEET_TARGET_GROUP_ARN` | the rebuilders' target group, of `drain` alone | needed |
 //!
-//! `AWS_ENDPOINT_URL` (and `AWS_ENDPOINT_URL_EC2`, `AWS_ENDPOINT_URL_LAMBDA`) are honoured; `RUST_LOG` sets the log's
-//! filter (default `info`).
+//! `AWS_ENDPOINT_URL` (and `AWS_ENDPOINT_URL_EC2` and so on, a service each) are honoured; `RUST_LOG` sets the log's filter
+//! (default `info`).
 //!
 //! # Permissions
 //!
 //! `ec2:DescribeNetworkInterfaces`, `ec2:DescribeInstances`, `ec2:DescribeTrafficMirrorSessions`,
 //! `ec2:CreateTrafficMirrorSession`, `ec2:ModifyTrafficMirrorSession`, `ec2:DeleteTrafficMirrorSession`, `ec2:CreateTags`
-//! (in the creating call); `reconcile` also `lambda:InvokeFunction` on itself, for removals that one run is too short for.
+//! (in the creating call), `ec2:DescribeTrafficMirrorTargets`, `cloudformation:DescribeStacks` on the stack; for `elb:NAME`
+//! in the selection `elasticloadbalancing:DescribeLoadBalancers`, for `ecs:` `ecs:ListClusters`, `ecs:ListTasks` and
+//! `ecs:DescribeTasks`; `reconcile` also `lambda:InvokeFunction` on itself, for removals that one run is too short for.
+//! `drain` needs none of these, but `elasticloadbalancing:DeregisterTargets`, `elasticloadbalancing:DescribeTargetHealth`,
+//! `autoscaling:RecordLifecycleActionHeartbeat` and `autoscaling:CompleteLifecycleAction`.
 
 mod describe;
+mod ecs;
+mod elb;
 mod errors;
 mod http;
+mod leave;
 mod mutate;
 mod refusal;
+mod stack;
 
 pub use refusal::Refusal;
 
 use aws_config::{BehaviorVersion, SdkConfig};
-use aws_sdk_ec2::config::Builder;
-use aws_smithy_http_client::Connector;
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::{Builder, Connector};
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use mirror::ports::{Clock, Resolver};
@@ -64,7 +72,11 @@ pub struct Cloud {
     reader: aws_sdk_ec2::Client,
     /// Changes, one try each: retries are paced and counted by `mirror`.
     writer: aws_sdk_ec2::Client,
-    sdk: SdkConfig,
+    /// As `reader`, for clients of other services. They are made for each call: few runs need one, and all share the
+    /// connections.
+    reading: SdkConfig,
+    /// As `writer`, likewise.
+    writing: SdkConfig,
     /// For what is no SDK call. Made when first used: `attach` never needs it, and loading certificates takes time.
     plain: OnceLock<Connector>,
     start: Instant,
@@ -73,23 +85,35 @@ pub struct Cloud {
 impl Cloud {
     /// Reads region, credentials and endpoints from the environment.
     pub async fn from_env() -> Self {
-        let sdk = aws_config::load_defaults(BehaviorVersion::v2026_01_12()).await;
+        // One for all clients: each that is left to itself loads the certificates once more.
+        let http = Builder::new()
+            .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
+            .build_https();
+        let sdk = aws_config::defaults(BehaviorVersion::v2026_01_12())
+            .http_client(http)
+            .load()
+            .await;
         let timeouts = |attempt: Duration| {
             TimeoutConfig::builder()
                 .connect_timeout(Duration::from_secs(3))
                 .operation_attempt_timeout(attempt)
                 .build()
         };
-        let reader = Builder::from(&sdk)
+        let reading = sdk
+            .to_builder()
             .retry_config(RetryConfig::standard().with_max_attempts(DESCRIBE_TRIES))
-            .timeout_config(timeouts(DESCRIBE_TIMEOUT));
-        let writer = Builder::from(&sdk)
+            .timeout_config(timeouts(DESCRIBE_TIMEOUT))
+            .build();
+        let writing = sdk
+            .into_builder()
             .retry_config(RetryConfig::disabled())
-            .timeout_config(timeouts(MUTATE_TIMEOUT));
+            .timeout_config(timeouts(MUTATE_TIMEOUT))
+            .build();
         Self {
-            reader: aws_sdk_ec2::Client::from_conf(reader.build()),
-            writer: aws_sdk_ec2::Client::from_conf(writer.build()),
-            sdk,
+            reader: aws_sdk_ec2::Client::new(&reading),
+            writer: aws_sdk_ec2::Client::new(&writing),
+            reading,
+            writing,
             plain: OnceLock::new(),
             start: Instant::now(),
         }

@@ -3,6 +3,7 @@
 //! Source: CloudWatch embedded metric format specification.
 
 use crate::answer::{Answer, SkipReason};
+use crate::drain::{Ending, Left};
 use crate::error::ErrorClass;
 use crate::id::StackArn;
 use serde_json::{Map, Value, json};
@@ -59,6 +60,20 @@ pub fn line(
         json!({"Timestamp": epoch_ms, "CloudWatchMetrics": [directive]}),
     );
     Value::Object(fields).to_string()
+}
+
+/// The line of `drain`: `DrainTime` in seconds, and `DrainsUnmoved`, 1 where the termination went on or was left alone
+/// before the flows were moved. How it ended stands beside them, `ended`.
+pub fn left(stack: &StackArn, epoch_ms: u64, left: &Left) -> String {
+    let unmoved = matches!(left.ended, Ending::Unmoved | Ending::NotCompleted);
+    let metrics = json!([{"Name": "DrainTime", "Unit": "Seconds"}, {"Name": "DrainsUnmoved", "Unit": "Count"}]);
+    let directive =
+        json!({"Namespace": NAMESPACE, "Dimensions": [["Stack", "Function"]], "Metrics": metrics});
+    json!({
+        "Stack": stack.name(), "Function": "drain", "DrainTime": left.seconds, "DrainsUnmoved": u8::from(unmoved),
+        "ended": left.ended, "instance": left.instance,
+        "_aws": {"Timestamp": epoch_ms, "CloudWatchMetrics": [directive]}})
+    .to_string()
 }
 
 /// All lines of a run: [`line`]; one for each reason with `InterfacesSkippedByReason` (a further dimension, `Reason`) and
@@ -119,7 +134,44 @@ pub fn lines(
 mod tests {
     use super::*;
     use crate::answer::{Failed, Skipped};
-    use crate::id::EniId;
+    use crate::id::{EniId, InstanceId};
+
+    #[test]
+    fn a_drain_that_did_not_move_the_flows_is_counted() {
+        let stack = StackArn::new("arn:aws:cloudformation:eu-west-1:1:stack/fleet/1");
+        let of = |ended| Left {
+            instance: InstanceId::new("i-1"),
+            ended,
+            seconds: 31.5,
+            error: None,
+        };
+        for (ended, name, unmoved) in [
+            (Ending::Drained, "drained", 0),
+            (Ending::Over, "over", 0),
+            (Ending::Unmoved, "unmoved", 1),
+            (Ending::NotCompleted, "not_completed", 1),
+        ] {
+            let line = left(&stack, 1_700_000_000_000, &of(ended));
+            let value: Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(
+                (value["DrainTime"].as_f64(), &value["Function"]),
+                (Some(31.5), &json!("drain"))
+            );
+            assert_eq!(
+                (&value["DrainsUnmoved"], &value["ended"]),
+                (&json!(unmoved), &json!(name))
+            );
+            for metric in value["_aws"]["CloudWatchMetrics"][0]["Metrics"]
+                .as_array()
+                .unwrap()
+            {
+                assert!(
+                    value[metric["Name"].as_str().unwrap()].is_number(),
+                    "{metric}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn each_metric_that_is_declared_has_its_value_and_each_dimension_too() {

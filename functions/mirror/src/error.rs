@@ -37,7 +37,7 @@ impl ErrorClass {
         }
     }
 
-    /// Class of an error code of the EC2, Auto Scaling, ELBv2 or Lambda API.
+    /// Class of an error code of the EC2, Auto Scaling, Elastic Load Balancing, ECS, CloudFormation or Lambda API.
     pub fn of_code(code: &str) -> Self {
         match code {
             "RequestLimitExceeded"
@@ -62,7 +62,9 @@ impl ErrorClass {
             | "InvalidTrafficMirrorSessionId.NotFound"
             | "InvalidNetworkInterfaceID.NotFound"
             | "InvalidNetworkInterfaceId.NotFound"
-            | "InvalidInstanceID.NotFound" => Self::Gone,
+            | "InvalidInstanceID.NotFound"
+            | "TargetGroupNotFound"
+            | "InvalidTarget" => Self::Gone,
             "TrafficMirrorTargetInUseException"
             | "TrafficMirrorTargetInUse"
             | "TrafficMirrorFilterInUse" => Self::InUse,
@@ -107,15 +109,6 @@ impl ApiError {
             class,
             code: code.to_owned(),
             message: message.to_owned(),
-        }
-    }
-
-    /// A port that cannot be asked for what `term` of the selection needs.
-    pub fn unsupported(term: &str) -> Self {
-        Self {
-            class: ErrorClass::Config,
-            code: "Unsupported".to_owned(),
-            message: format!("this build cannot look up what `{term}` in Selection asks for"),
         }
     }
 

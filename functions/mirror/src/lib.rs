@@ -8,12 +8,14 @@
 //!
 //! An event is a hint that names an instance or an interface; the truth is what AWS describes now. [`plan::plan`] is
 //! the only place that decides what is created, changed or deleted; [`attach`], [`reconcile`] and [`custom`] are
-//! the three ways into it, generic over the [`ports`], so that all of them run in tests against memory.
+//! the three ways into it, generic over the [`ports`], so that all of them run in tests against memory. [`drain`] stands
+//! beside them: it has nothing to do with sessions, but lets a rebuilder leave.
 
 pub mod answer;
 pub mod attach;
 pub mod converge;
 pub mod custom;
+pub mod drain;
 pub mod emf;
 pub mod error;
 pub mod event;

@@ -1,6 +1,7 @@
 //! What the logic asks of the world: a trait per capability, so that each function's permissions can be read off its
 //! bounds, and so that tests run on memory.
 
+use crate::drain::{LifecycleAction, Target};
 use crate::error::ApiError;
 use crate::id::{EniId, InstanceId, SessionId, SessionNumber, StackArn};
 use crate::interface::{Instance, Interface};
@@ -63,43 +64,30 @@ pub trait Inventory: Sync {
     /// selection has an `elb:NAME` term; so not to know is an error, never an empty list: that would unselect.
     fn classic_balancers(
         &self,
-    ) -> impl Future<Output = Result<Vec<ClassicBalancer>, ApiError>> + Send {
-        async { Err(ApiError::unsupported("elb:")) }
-    }
+    ) -> impl Future<Output = Result<Vec<ClassicBalancer>, ApiError>> + Send;
 
     /// Names of all ECS clusters of the region (`ecs:ListClusters`, 100 a page). Asked for only where an `ecs:` term
     /// holds a star.
-    fn clusters(&self) -> impl Future<Output = Result<Vec<String>, ApiError>> + Send {
-        async { Err(ApiError::unsupported("ecs: with a star")) }
-    }
+    fn clusters(&self) -> impl Future<Output = Result<Vec<String>, ApiError>> + Send;
 
     /// Interfaces of the tasks of an ECS cluster that run or start (`ecs:ListTasks`, then `ecs:DescribeTasks` with 100
     /// tasks a call; `attachments[].details[networkInterfaceId]`). A cluster that is not there has none.
     fn task_interfaces(
         &self,
         cluster: &str,
-    ) -> impl Future<Output = Result<Vec<EniId>, ApiError>> + Send {
-        let _ = cluster;
-        async { Err(ApiError::unsupported("ecs:")) }
-    }
+    ) -> impl Future<Output = Result<Vec<EniId>, ApiError>> + Send;
 
-    /// Whether this stack is being deleted (`cloudformation:DescribeStacks`, status `DELETE_…`). Then nothing is made:
-    /// it would only have to be removed again. Not to know is no reason to stop.
+    /// Whether this stack is being deleted (`cloudformation:DescribeStacks`, status `DELETE_…`, or `ROLLBACK_…` after a
+    /// creation that failed). Then nothing is made: it would only have to be removed again. Not to know is no reason to stop.
     fn stack_is_leaving(
         &self,
         stack: &StackArn,
-    ) -> impl Future<Output = Result<bool, ApiError>> + Send {
-        let _ = stack;
-        async { Ok(false) }
-    }
+    ) -> impl Future<Output = Result<bool, ApiError>> + Send;
 
-    /// Interfaces that are themselves targets of mirror sessions, anyone's (`ec2:DescribeTrafficMirrorTargets`, filter
-    /// `type` = `network-interface`). They are left out of the plan; without this list the API refuses them one by one.
-    fn mirror_target_interfaces(
-        &self,
-    ) -> impl Future<Output = Result<Vec<EniId>, ApiError>> + Send {
-        async { Ok(Vec::new()) }
-    }
+    /// Interfaces that are themselves targets of mirror sessions, anyone's (`ec2:DescribeTrafficMirrorTargets`, which has
+    /// no filter for their type). They are left out of the plan; without this list the API refuses them one by one.
+    fn mirror_target_interfaces(&self)
+    -> impl Future<Output = Result<Vec<EniId>, ApiError>> + Send;
 }
 
 /// A Classic Load Balancer.
@@ -160,6 +148,38 @@ pub trait Sessions: Sync {
         let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         u32::try_from(hash >> 32).map_or(0.5, |n| f64::from(n) / f64::from(u32::MAX))
     }
+}
+
+/// A target group of a load balancer.
+pub trait Targets: Sync {
+    /// Takes an instance out. One that is not in it is no error.
+    fn deregister(
+        &self,
+        target_group: &str,
+        instance: &InstanceId,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// What the load balancer says of an instance.
+    fn target(
+        &self,
+        target_group: &str,
+        instance: &InstanceId,
+    ) -> impl Future<Output = Result<Target, ApiError>> + Send;
+}
+
+/// A termination that waits for us. Of an action that is over, both calls say [`crate::error::ErrorClass::Gone`].
+pub trait Lifecycle: Sync {
+    /// It still takes time.
+    fn heartbeat(
+        &self,
+        action: &LifecycleAction,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// It may go on.
+    fn complete(
+        &self,
+        action: &LifecycleAction,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
 }
 
 /// Time.

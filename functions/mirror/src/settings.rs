@@ -140,12 +140,12 @@ impl Settings {
                 .transpose()?,
             session_hour_usd: env.positive(
                 "MIRRORFLEET_SESSION_HOUR_USD",
-                "session-hour price",
+                "SessionHourUsd",
                 SESSION_HOUR_USD,
             )?,
             session_headroom: env.number(
                 "MIRRORFLEET_SESSION_HEADROOM",
-                "session headroom",
+                "SessionHeadroom",
                 SESSION_HEADROOM,
                 0..=SESSIONS_PER_ACCOUNT,
             )?,

@@ -10,7 +10,8 @@ use crate::memory::Memory;
 use crate::pace::Pacer;
 use crate::plan::{Session, SessionSpec};
 use crate::ports::{
-    Clock, InstanceQuery, InterfaceQuery, Inventory, NewSession, Resolver, SessionQuery, Sessions,
+    ClassicBalancer, Clock, InstanceQuery, InterfaceQuery, Inventory, NewSession, Resolver,
+    SessionQuery, Sessions,
 };
 use crate::settings::Settings;
 use std::future::{Future, poll_fn};
@@ -311,6 +312,19 @@ impl Inventory for Process<'_> {
                 Ok(found.into_iter().flatten().collect())
             }
         }
+    }
+
+    /// The simulation's selection has no term that asks for these three.
+    async fn classic_balancers(&self) -> Result<Vec<ClassicBalancer>, ApiError> {
+        unreachable!("no elb: term")
+    }
+
+    async fn clusters(&self) -> Result<Vec<String>, ApiError> {
+        unreachable!("no ecs: term")
+    }
+
+    async fn task_interfaces(&self, _: &str) -> Result<Vec<EniId>, ApiError> {
+        unreachable!("no ecs: term")
     }
 
     async fn mirror_target_interfaces(&self) -> Result<Vec<EniId>, ApiError> {
