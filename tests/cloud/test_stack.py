@@ -164,6 +164,21 @@ def test_the_switch_removes_the_sessions_and_keeps_the_stack(cloud: Cloud, stack
     assert len(product.sessions(cloud, stack.before)) == 1
 
 
+def test_price_and_headroom_are_those_of_the_parameters(cloud: Cloud, stack: SimpleNamespace) -> None:
+    product.update(cloud, SessionHourUsd="0.5", SessionHeadroom="10000")
+    answer = cloud.invoke(stack.out["ReconcileFunction"], {"dry_run": True})
+    # One session, for the 730 hours that AWS counts for a month.
+    assert (len(product.sessions(cloud)), answer["monthly_cost"]) == (1, 365.0)
+    late = product.interface_of(cloud.run_instance(SubnetId=cloud.subnets()[2], **product.tagged()))
+    answer = cloud.invoke(stack.out["ReconcileFunction"], {"dry_run": True})
+    assert {"eni": late, "reason": "account_quota"} in answer["skipped"]
+    product.update(cloud, SessionHourUsd="0.015", SessionHeadroom="100")
+    wait_until(lambda: len(product.sessions(cloud)) == 2, 10, "its session")
+    ec2 = cloud.client("ec2")
+    (shown,) = ec2.describe_network_interfaces(NetworkInterfaceIds=[late])["NetworkInterfaces"]
+    ec2.terminate_instances(InstanceIds=[shown["Attachment"]["InstanceId"]])
+
+
 def test_a_foreign_session_on_our_target_stops_the_removal_with_a_reason(cloud: Cloud, stack: SimpleNamespace) -> None:
     """Ours go; what carries no tag of ours is nobody's to delete, and CloudFormation says what is in the way."""
     ec2, client = cloud.client("ec2"), cloud.client("cloudformation")

@@ -95,12 +95,15 @@ class Environment:
         self._current: _Invocation | None = None
         self._init_error: bytes | None = None
         self._closed = False
+        self._init: float | None = None
+        self._reported = False
         self._lock = threading.Lock()
         self._log_file = log_file
         self._output = open(log_file, "ab", buffering=0)  # closed by close()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_for(self))
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        self._spawned = time.monotonic()
         try:
             self._process = runtimes.spawn(
                 [str(directory / "bootstrap")], self._variables(directory), directory, self._output
@@ -134,9 +137,11 @@ class Environment:
                 self._current = None
         spent = (time.monotonic() - started) * 1000
         self._say(f"END RequestId: {call.request_id}")
-        self._say(
-            f"REPORT RequestId: {call.request_id}\tDuration: {spent:.2f} ms\tMemory Size: {self.function.memory} MB"
-        )
+        report = f"REPORT RequestId: {call.request_id}\tDuration: {spent:.2f} ms\tMemory Size: {self.function.memory} MB"
+        if self._init is not None and not self._reported:
+            self._reported = True
+            report += f"\tInit Duration: {self._init * 1000:.2f} ms"
+        self._say(report)
         if error is None and len(body) > MAX_PAYLOAD:
             body = failure(
                 "Function.ResponseSizeTooLarge",
@@ -163,6 +168,8 @@ class Environment:
 
     def next(self) -> _Invocation | None:
         """The next event; waits for it. None when the environment ends."""
+        if self._init is None:
+            self._init = time.monotonic() - self._spawned
         call = self._pending.get()
         if call is None:
             self._pending.put(None)  # for whoever else waits

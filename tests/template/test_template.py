@@ -24,6 +24,9 @@ PARAMETERS = {
     "SessionNumberBase": ("Number", 100),
     "MutationsPerSecond": ("Number", 3),
     "SweepMinutes": ("Number", 5),
+    "TrailEvents": ("String", "false"),
+    "SessionHeadroom": ("Number", 100),
+    "SessionHourUsd": ("String", "0.015"),
     "Mirroring": ("String", "on"),
     "InstanceTypes": ("String", "c7i.large,c6i.large,m6i.large"),
     "MinSize": ("Number", 2),
@@ -46,6 +49,8 @@ ENVIRONMENT = {
     "MIRRORFLEET_MUTATIONS_PER_SECOND": "3",
     "MIRRORFLEET_SWEEP_MINUTES": "5",
     "MIRRORFLEET_MIRRORING": "on",
+    "MIRRORFLEET_SESSION_HEADROOM": "100",
+    "MIRRORFLEET_SESSION_HOUR_USD": "0.015",
     "MIRRORFLEET_OWN_SECURITY_GROUPS": "<BalancerSecurityGroup>,<RebuilderSecurityGroup>",
     "MIRRORFLEET_ANALYZER_URL": "http://waf.example:8080",
 }
@@ -107,6 +112,11 @@ def test_every_default_satisfies_its_own_constraint():
             ["c7i.large", "c7i-flex.large,m6a.xlarge,t3.medium,x2idn.16xlarge"],
             ["", "c7g.large", "t4g.micro", "c7i.large,c7gn.large", "im4gn.large", "c7i", "c7i.large, c6i.large",
              ",".join(["c7i.large"] * 5)],
+        ),
+        (
+            "SessionHourUsd",
+            ["0.015", ".02", "1", "1.5", "0.1", "10"],
+            ["", "0", "0.0", "0.", "-1", "free", "0,015", "1e3", "1.", "00.1", "0.015 "],
         ),
         ("Selection", ["tag:Mirror=true", "a & b, !c", "x"], ["", " ", "tag:A=1 ", " tag:A=1"]),
         (
@@ -251,20 +261,40 @@ def test_the_schedule_minds_the_plural(minutes, expression):
     assert stack.Evaluated(SweepMinutes=minutes).properties("SweepRule")["ScheduleExpression"] == expression
 
 
-def test_the_rules_listen_for_launches_and_tags():
-    patterns = {
-        (p["source"][0], p["detail-type"][0], str(p.get("detail", {})))
+def listened_to(**parameters):
+    """(source, kind, detail) of the rules that fill the queue."""
+    return {
+        (source, kind, str(p.get("detail", {})))
         for p in (
             r["Properties"]["EventPattern"]
-            for r in stack.Evaluated().resources("AWS::Events::Rule").values()
+            for r in stack.Evaluated(**parameters).resources("AWS::Events::Rule").values()
             if r["Properties"]["Targets"][0]["Arn"] == "<EventQueue.Arn>"
         )
+        for source in p["source"]
+        for kind in p["detail-type"]
     }
+
+
+def test_the_rules_listen_for_what_comes_and_goes():
+    patterns = listened_to()
     assert patterns == {
-        ("aws.ec2", "EC2 Instance State-change Notification", "{'state': ['running']}"),
+        ("aws.ec2", "EC2 Instance State-change Notification", "{'state': ['running', 'stopping', 'stopped', 'terminated']}"),
         ("aws.autoscaling", "EC2 Instance Launch Successful", "{}"),
+        ("aws.autoscaling", "EC2 Instance Terminate Successful", "{}"),
+        ("aws.ecs", "ECS Task State Change", "{'launchType': ['FARGATE'], 'lastStatus': ['RUNNING', 'STOPPED']}"),
         ("aws.tag", "Tag Change on Resource", "{'service': ['ec2'], 'resource-type': ['instance', 'network-interface']}"),
     }
+
+
+def test_a_trail_is_listened_to_where_there_is_one():
+    ((source, kind, detail),) = listened_to(TrailEvents="true") - listened_to()
+    assert (source, kind) == ("aws.ec2", "AWS API Call via CloudTrail")
+    # Each is one that the functions read, and they read no other.
+    code = (stack.ROOT / "functions" / "mirror" / "src" / "event.rs").read_text()
+    (calls,) = re.findall(r"const TRAIL_CALLS: .*?;", code, re.DOTALL)
+    read = {*re.findall(r'"(\w+)"', calls), "DeleteTrafficMirrorSession"}
+    (names,) = re.findall(r"'eventName': \[(.*?)\]", detail)
+    assert set(re.findall(r"\w+", names)) == read
 
 
 def test_the_terminate_hook_is_answered_and_waits_for_nobody_else():

@@ -170,13 +170,15 @@ def test_every_role_carries_the_boundary_and_nothing_managed(role):
     assert "ManagedPolicyArns" not in without
 
 
-def test_only_our_rules_may_send_to_the_queue():
-    ((_, statement),) = [(w, s) for w, s in STATEMENTS if w.startswith("EventQueuePolicy")]
+@pytest.mark.parametrize(("trail", "count"), [("false", 4), ("true", 5)])
+def test_only_our_rules_may_send_to_the_queue(trail, count):
+    evaluated = stack.Evaluated(TrailEvents=trail)
+    (statement,) = evaluated.properties("EventQueuePolicy")["PolicyDocument"]["Statement"]
     senders = {
         f"<{name}.Arn>"
-        for name, rule in stack.Evaluated().resources("AWS::Events::Rule").items()
+        for name, rule in evaluated.resources("AWS::Events::Rule").items()
         if any(t["Arn"] == "<EventQueue.Arn>" for t in rule["Properties"]["Targets"])
     }
-    assert len(senders) == 3
+    assert len(senders) == count
     assert set(statement["Condition"]["ArnEquals"]["aws:SourceArn"]) == senders
     assert statement["Principal"] == {"Service": "events.amazonaws.com"}

@@ -71,7 +71,7 @@ def test_every_kind_of_the_order_is_there():
     # An order over nothing holds too. So: how many of each there are.
     template = stack.transformed()
     counts = {
-        "AWS::Events::Rule": 5,
+        "AWS::Events::Rule": 7,
         "AWS::AutoScaling::LifecycleHook": 1,
         "AWS::Lambda::EventSourceMapping": 1,
         "AWS::ElasticLoadBalancingV2::Listener": 1,
