@@ -70,6 +70,8 @@ pub struct Outcome {
 pub(crate) enum Stop {
     /// No time left at this pace.
     Time,
+    /// The stack is being deleted.
+    Leaving,
     /// Refused, or out of tries.
     Error(ApiError),
 }
@@ -80,6 +82,8 @@ enum Went {
     On,
     /// The account has no session left.
     AccountFull,
+    /// The stack is being deleted.
+    Leaving,
     /// A create was refused by what may be the lock, for the first time.
     Refused(Action, ApiError),
 }
@@ -182,6 +186,13 @@ impl<P: Ports> Run<'_, P> {
             match self.converge(desired, action, again, &mut outcome).await {
                 Went::On => {}
                 Went::AccountFull => account_full = true,
+                Went::Leaving => {
+                    let deletes = |a: &Action| matches!(a, Action::Delete { .. });
+                    for action in left.iter().filter(|a| !deletes(a)) {
+                        outcome.skip(action.eni(), SkipReason::StackLeaving);
+                    }
+                    left.retain(deletes);
+                }
                 Went::Refused(action, error) => {
                     // Another run is here, so it may be at the next ones too: one look for all.
                     refused.insert(action.eni().clone());
@@ -209,10 +220,19 @@ impl<P: Ports> Run<'_, P> {
         }
     }
 
-    /// Whether the stack is being deleted.
+    /// Whether the stack is being deleted. Asked again after [`STAYS_FOR`](crate::memory::STAYS_FOR), for which the
+    /// removal waits too.
     pub(crate) async fn is_leaving(&self) -> bool {
+        let now = self.ports.now();
+        if self.memory.stays(now) {
+            return false;
+        }
         let leaving = self.ports.stack_is_leaving(&self.settings.stack).await;
-        leaving.unwrap_or(false)
+        let leaving = leaving.unwrap_or(false);
+        if !leaving {
+            self.memory.stayed(now);
+        }
+        leaving
     }
 
     /// Plans the changes and creations that come next anew, by what is there now.
@@ -269,6 +289,10 @@ impl<P: Ports> Run<'_, P> {
                 Err(Stop::Time) => {
                     outcome.skip(&eni, SkipReason::LeftToSweep);
                     return Went::On;
+                }
+                Err(Stop::Leaving) => {
+                    outcome.skip(&eni, SkipReason::StackLeaving);
+                    return Went::Leaving;
                 }
                 Err(Stop::Error(error)) => error,
             };
@@ -355,14 +379,13 @@ impl<P: Ports> Run<'_, P> {
                 eni,
                 number,
             } => {
-                self.call(
-                    desired,
-                    &Call::Modify {
-                        session,
-                        number: *number,
-                    },
-                )
-                .await?;
+                let call = Call::Modify {
+                    session,
+                    number: *number,
+                };
+                if let Err(stop) = self.call(desired, &call).await {
+                    return Err(self.seen_through(stop, session, eni).await);
+                }
                 let session = Some(session.clone());
                 outcome.answer.modified.push(Touched {
                     eni: eni.clone(),
@@ -376,7 +399,12 @@ impl<P: Ports> Run<'_, P> {
                 number,
                 ..
             } => {
-                delete(self.ports, self.pacer, self.deadline, session).await?;
+                if let Err(stop) = delete(self.ports, self.pacer, self.deadline, session).await {
+                    match self.seen_through(stop, session, eni).await {
+                        Stop::Error(e) if e.class == ErrorClass::Gone => {}
+                        stop => return Err(stop),
+                    }
+                }
                 let session = Some(session.clone());
                 outcome.answer.deleted.push(Touched {
                     eni: eni.clone(),
@@ -388,9 +416,31 @@ impl<P: Ports> Run<'_, P> {
         Ok(())
     }
 
+    /// The policies allow changes of sessions by their tag, which a session that is gone has no more: then AWS may say
+    /// that this is not allowed, instead of that there is no such session.
+    async fn seen_through(&self, stop: Stop, session: &SessionId, eni: &EniId) -> Stop {
+        match stop {
+            Stop::Error(error) if error.code == "UnauthorizedOperation" => {
+                let listed = self
+                    .ports
+                    .sessions(SessionQuery::On(std::slice::from_ref(eni)));
+                let gone = listed
+                    .await
+                    .is_ok_and(|l| l.iter().all(|s| s.id != *session));
+                let class = if gone { ErrorClass::Gone } else { error.class };
+                Stop::Error(ApiError { class, ..error })
+            }
+            stop => stop,
+        }
+    }
+
     async fn call(&self, desired: &Desired, call: &Call<'_>) -> Result<Option<SessionId>, Stop> {
         let mut tried = 0;
         loop {
+            // Before the turn: a change that comes after its turn is too close to the next.
+            if matches!(call, Call::Create { .. }) && self.is_leaving().await {
+                return Err(Stop::Leaving);
+            }
             if !turn(self.ports, self.pacer, self.deadline).await {
                 return Err(Stop::Time);
             }

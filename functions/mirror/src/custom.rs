@@ -5,7 +5,7 @@
 
 use crate::converge::{Run, Stop, delete};
 use crate::id::StackArn;
-use crate::memory::Memory;
+use crate::memory::{Memory, STAYS_FOR};
 use crate::pace::Pacer;
 use crate::plan::Session;
 use crate::ports::{Again, Callback, Ports, SessionQuery};
@@ -23,8 +23,10 @@ const PASS: &str = "mirrorfleet:pass";
 const MAX_PASSES: u64 = 14;
 /// Longest reason in bytes: an answer has 4,096 at most, and a byte of it may take two.
 const MAX_REASON: usize = 1200;
-/// Between two listings that have to agree that nothing is left: EC2 is eventually consistent.
-const SETTLE: Duration = Duration::from_secs(2);
+/// What a create may take from its turn to its effect.
+const IN_FLIGHT: Duration = Duration::from_secs(1);
+/// The turn of a poller at one change a second.
+const LONGEST_TURN: Duration = Duration::from_secs(4);
 /// Removal rounds without any progress before it is given up.
 const MAX_IDLE_ROUNDS: u32 = 4;
 /// Tries of the answer itself.
@@ -159,6 +161,7 @@ impl<P: Ports + Callback + Again> Custom<'_, P> {
     async fn remove(&self, request: &Value) -> Reply {
         // Events, schedule and queue are gone by now: the whole rate is ours.
         let pacer = Mutex::new(Pacer::alone(self.teardown.mutations_per_second));
+        let settle = settle(self.teardown.mutations_per_second);
         let mut state = Removal::default();
         while self.ports.now() < self.deadline {
             let ours = match self.ports.sessions(SessionQuery::All).await {
@@ -172,7 +175,7 @@ impl<P: Ports + Callback + Again> Custom<'_, P> {
                     if state.idle_rounds >= MAX_IDLE_ROUNDS {
                         break;
                     }
-                    self.ports.sleep(SETTLE).await;
+                    self.ports.sleep(settle).await;
                     continue;
                 }
             };
@@ -182,7 +185,7 @@ impl<P: Ports + Callback + Again> Custom<'_, P> {
                     return Reply::Success(json!({"Deleted": state.removed}));
                 }
                 state.seen_empty = true;
-                self.ports.sleep(SETTLE).await;
+                self.ports.sleep(settle).await;
                 continue;
             }
             state.seen_empty = false;
@@ -199,7 +202,7 @@ impl<P: Ports + Callback + Again> Custom<'_, P> {
                 break;
             }
             if state.removed == before {
-                self.ports.sleep(SETTLE).await;
+                self.ports.sleep(settle).await;
             }
         }
         self.go_on(request, state).await
@@ -218,7 +221,7 @@ impl<P: Ports + Callback + Again> Custom<'_, P> {
                     state.removed += 1;
                     state.left = state.left.map(|n| n.saturating_sub(1));
                 }
-                Err(Stop::Time) => return false,
+                Err(Stop::Time | Stop::Leaving) => return false,
                 Err(Stop::Error(e)) => state.error = Some(format!("{}: {e}", session.id)),
             }
         }
@@ -250,6 +253,14 @@ impl<P: Ports + Callback + Again> Custom<'_, P> {
         }
         Reply::Failed(format!("{why}; delete the stack again"))
     }
+}
+
+/// How long two listings are apart that have to agree that nothing is left. EC2 is eventually consistent, and a batch of
+/// `attach` or a sweep that began before the removal makes sessions until it knows of it ([`STAYS_FOR`]), and one more at
+/// its turn.
+fn settle(mutations_per_second: f64) -> Duration {
+    let turn = Pacer::for_poller(mutations_per_second).wait(Duration::ZERO);
+    STAYS_FOR + turn.min(LONGEST_TURN) + IN_FLIGHT
 }
 
 /// Where a removal stands.

@@ -1,4 +1,5 @@
-//! What a process remembers from run to run: which interfaces AWS refused for what they are, and which are mirror targets.
+//! What a process remembers from run to run: which interfaces AWS refused for what they are, which are mirror targets,
+//! and that the stack was not being deleted a moment ago.
 //!
 //! AWS is the only state store, and this is no state: a process that has forgotten tries each of them once more, and is
 //! refused once more. Without it a few hundred that are refused would use up the pace of every sweep.
@@ -16,6 +17,9 @@ pub const MAX_REFUSED: usize = 10_000;
 
 /// How long the list of mirror targets counts: one that is new is refused by the API until it is in the list.
 pub const TARGETS_FOR: Duration = Duration::from_secs(300);
+
+/// How long it counts that the stack is not being deleted, so that CloudFormation is not asked at each change.
+pub const STAYS_FOR: Duration = Duration::from_secs(3);
 
 /// What decides whether AWS takes an interface as a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +44,7 @@ impl Shape {
 pub struct Memory {
     refused: Mutex<BTreeMap<EniId, (Shape, Duration)>>,
     targets: Mutex<Option<(Arc<BTreeSet<EniId>>, Duration)>>,
+    stayed: Mutex<Option<Duration>>,
 }
 
 impl Memory {
@@ -54,6 +59,17 @@ impl Memory {
     pub(crate) fn keep_targets(&self, targets: Arc<BTreeSet<EniId>>, now: Duration) {
         let mut kept = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         *kept = Some((targets, now));
+    }
+
+    /// Whether the stack was not being deleted shortly before `now`.
+    pub(crate) fn stays(&self, now: Duration) -> bool {
+        let stayed = self.stayed.lock().unwrap_or_else(PoisonError::into_inner);
+        stayed.is_some_and(|at| now.saturating_sub(at) < STAYS_FOR)
+    }
+
+    /// The stack was not being deleted at `now`.
+    pub(crate) fn stayed(&self, now: Duration) {
+        *self.stayed.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
     }
 
     fn refused(&self) -> MutexGuard<'_, BTreeMap<EniId, (Shape, Duration)>> {

@@ -203,6 +203,39 @@ async fn a_session_that_someone_removed_while_it_was_to_be_changed_is_made_anew(
     );
 }
 
+/// A policy that allows by tag does not know a session that is gone, and neither does the answer.
+#[tokio::test]
+async fn a_session_that_is_gone_and_so_not_allowed_to_be_changed_counts_as_gone() {
+    let fake = Fake::with_one_tagged();
+    let mut drifted = session("tms-1", "eni-0a1b2c3d4e5f60718", 100, Some(fake::STACK));
+    drifted.vni = Some(1);
+    let unselected = session("tms-2", "eni-2", 100, Some(fake::STACK));
+    for call in ["modify", "delete"] {
+        fake.fail(call, refused("UnauthorizedOperation"), 1);
+    }
+    let seen = [drifted, unselected];
+    let outcome = converge_seen(&fake, &seen, &fake::pacer(), MINUTE).await;
+    assert!(outcome.answer.failed.is_empty());
+    assert_eq!(outcome.answer.created.len(), 1);
+    assert_eq!(outcome.answer.deleted.len(), 1);
+}
+
+#[tokio::test]
+async fn a_change_that_is_not_allowed_fails_where_the_session_is_there() {
+    let fake = Fake::with_one_tagged();
+    let mut drifted = session("tms-1", "eni-0a1b2c3d4e5f60718", 100, Some(fake::STACK));
+    drifted.vni = Some(1);
+    fake.state().sessions = vec![drifted, session("tms-2", "eni-2", 100, Some(fake::STACK))];
+    for call in ["modify", "delete"] {
+        fake.fail(call, refused("UnauthorizedOperation"), 1);
+    }
+    let outcome = converge(&fake).await;
+    assert_eq!(outcome.answer.failed.len(), 2);
+    assert!(outcome.retryable.is_empty());
+    assert_eq!((fake.count("modify"), fake.count("delete")), (1, 1));
+    assert_eq!(fake.state().sessions.len(), 2);
+}
+
 #[tokio::test]
 async fn changes_keep_the_pace_and_what_does_not_fit_is_left_to_the_sweep() {
     let fake = Fake::new(
@@ -309,14 +342,21 @@ async fn a_long_run_ends_when_the_stack_is_deleted() {
             .map(|n| tagged(&format!("eni-{n:03}"), &format!("i-{n:03}")))
             .collect(),
     );
-    fake.state().leaving = true;
     let pacer = Mutex::new(Pacer::new(1.0, 1));
     // Executed by a plan that was made before.
-    let outcome = converge_seen(&fake, &[], &pacer, Duration::from_secs(600)).await;
+    let run = converge_seen(&fake, &[], &pacer, Duration::from_secs(600));
+    let deletion = async {
+        while fake.now() < Duration::from_secs(10) {
+            tokio::task::yield_now().await;
+        }
+        fake.state().leaving = true;
+    };
+    let (outcome, ()) = tokio::join!(run, deletion);
     let left = |s: &&Skipped| s.reason == SkipReason::StackLeaving;
     assert_eq!(
         outcome.answer.skipped.iter().filter(left).count(),
         100 - outcome.answer.created.len()
     );
-    assert!(fake.now() <= Duration::from_secs(62), "{:?}", fake.now());
+    assert!(fake.now() <= Duration::from_secs(13), "{:?}", fake.now());
+    assert!(outcome.answer.created.len() >= 10);
 }

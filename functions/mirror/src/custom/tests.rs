@@ -193,6 +193,14 @@ async fn a_session_that_appears_late_is_removed_too() {
 }
 
 #[tokio::test]
+async fn nothing_is_seen_for_longer_than_anybody_makes_sessions_who_does_not_know_of_the_removal() {
+    let fake = Fake::new(vec![]);
+    custom(&fake, &event_file("custom-delete")).await;
+    let turn = Pacer::for_poller(1.0).wait(Duration::ZERO);
+    assert!(fake.now() > STAYS_FOR + turn, "{:?}", fake.now());
+}
+
+#[tokio::test]
 async fn a_removal_that_one_run_is_too_short_for_goes_on_in_another() {
     let fake = Fake::new(vec![]);
     fake.state().sessions = ours(40);
