@@ -12,17 +12,25 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+import unused
 from botocore.config import Config
 
 TESTS = Path(__file__).parent.parent
 sys.path.insert(0, str(TESTS))
 REGION = "us-east-1"
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": REGION}
+
+
+USED: set[tuple[str, str, str]] = set()
+"""(policy, Sid, action) of each permission that allowed a call in an emulator that has ended."""
+RAN: set[str] = set()
+"""Test modules whose emulator has ended."""
 
 
 class Cloud:
@@ -32,6 +40,8 @@ class Cloud:
         self.port = port
         self.endpoint = f"http://localhost:{port}"
         self.log = directory / "emulator.log"
+        self.may_deny = False
+        """Whether it is part of the tests that a role does not allow something."""
         self._clients: dict[str, Any] = {}
         environment = {**os.environ, "PYTHONPATH": str(TESTS), "TMPDIR": str(directory)}
         self.process = subprocess.Popen(
@@ -51,15 +61,41 @@ class Cloud:
             self._clients[service] = boto3.client(service, endpoint_url=self.endpoint, config=config, **KEYS)
         return self._clients[service]
 
-    def lab(self, path: str, method: str = "GET") -> Any:
-        request = urllib.request.Request(f"{self.endpoint}/_lab/{path}", method=method)
+    def lab(self, path: str, method: str = "GET", body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.endpoint}/_lab/{path}", data, method=method)
         with urllib.request.urlopen(request, timeout=30) as answer:
             body = answer.read()
             return json.loads(body) if "json" in answer.headers["Content-Type"] else body.decode()
 
     def stop(self) -> None:
+        """Ends it, and looks at what its functions did altogether."""
+        report, calls = self.lab("iam"), self.lab("calls")["calls"]
         self.process.terminate()
         self.process.wait(15)
+        USED.update(tuple(p[:3]) for p in report["used"])
+        assert report["errors"] == [], "calls or policies that the emulator's IAM does not know"
+        # A policy that allows by tag does not allow what is done to a session that is gone.
+        gone = {c["session"] for c in calls if c["exists"] is False}
+        denied = [d for d in report["denied"] if d["resource"].rsplit("/", 1)[-1] not in gone]
+        assert self.may_deny or denied == [], "calls that a role does not allow"
+        # Asked for at all, whether or not IAM would have denied it.
+        others = [c for c in calls if c["stack"] and c["exists"] and c["tag"] != c["stack"]]
+        assert others == [], "a function asked to change or delete a session that is not its stack's"
+
+    @contextmanager
+    def faults(self, *faults: dict[str, Any]) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+        """Puts faults (tests/emulator/faults.py) in force meanwhile. Gives a look at them; each must have struck."""
+        self.lab("faults", "POST", list(faults))
+        try:
+            yield lambda: self.lab("faults")["faults"]
+        finally:
+            ended = self.lab("faults", "DELETE")["faults"]
+        assert all(fault["struck"] for fault in ended), ended
+
+    def calls(self, function: str | None = None) -> list[dict[str, Any]]:
+        """What functions asked of the account, in order."""
+        return [c for c in self.lab("calls")["calls"] if function in (None, c["function"])]
 
     # -- what many tests need --------------------------------------------------------------------------------------
 
@@ -84,6 +120,11 @@ class Cloud:
         role = f"role-{name}"
         iam = self.client("iam")
         role_arn = iam.create_role(RoleName=role, AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+        everything = {
+            "Version": "2012-10-17",
+            "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}],
+        }
+        iam.put_role_policy(RoleName=role, PolicyName="all", PolicyDocument=json.dumps(everything))
         arguments = {
             "FunctionName": name,
             "Runtime": "provided.al2023",
@@ -153,13 +194,31 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
+def cloud(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cloud]:
     started = Cloud(free_port(), tmp_path_factory.mktemp("emulator"))
     yield started
     started.stop()
+    RAN.add(request.module.__name__)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tells what all tests together have to show, and no single one can. A worker gives its part to the main process."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput.update(used=sorted(USED), ran=sorted(RAN))
+        return
+    unused.judge(session, USED, RAN)
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """The main process, of several, gets a worker's part."""
+    told = getattr(node, "workeroutput", {})
+    USED.update(tuple(permission) for permission in told.get("used", []))
+    RAN.update(told.get("ran", []))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What did not run is named, however quiet the run was asked to be."""
     for report in terminalreporter.stats.get("skipped", []):
         terminalreporter.write_line(f"SKIPPED {report.nodeid}: {report.longrepr[2].removeprefix('Skipped: ')}")
+    for line in unused.SAID:
+        terminalreporter.write_line(line)

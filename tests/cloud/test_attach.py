@@ -207,7 +207,7 @@ def test_a_malformed_event_ends_in_the_dlq_and_its_neighbours_do_not(cloud: Clou
     )  # fmt: skip
     for instance in (first, second):
         wait_until(lambda i=instance: len(sessions(cloud, interface_of(i))) == 1, 10, "the neighbours' sessions")
-    wait_until(lambda: left(cloud, stack, "DeadLetterQueueUrl") == 2, 20, "both malformed ones in the DLQ")
+    wait_until(lambda: left(cloud, stack, "DeadLetterQueueUrl") == 2, 40, "both malformed ones in the DLQ")
     dead = sqs.receive_message(QueueUrl=stack.out["DeadLetterQueueUrl"], MaxNumberOfMessages=10)["Messages"]
     assert {m["Body"] for m in dead} == {malformed, "{not json"}
     assert left(cloud, stack) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -194,6 +195,40 @@ def test_a_failed_create_rolls_back_and_sends_delete(
         assert before(cloud, stack, ("Thing", "DELETE_COMPLETE"), ("Queue", "DELETE_IN_PROGRESS"))
     assert said in reasons(cloud, stack, "CREATE_FAILED")["Thing"]
     assert [r["RequestType"] for r in requests(cloud, name)] == ["Create", "Delete"]
+
+
+def test_a_stack_that_is_deleted_while_it_is_made_waits_for_nothing_and_sends_delete(
+    cloud: Cloud, service: str
+) -> None:
+    """CloudFormation never learns the id of a creation that it cancels, and names one of its own."""
+    slow = {"Type": "Custom::Slow", "Properties": {"ServiceToken": service, "Delay": "2"}}
+    later = {"Type": "AWS::SQS::Queue", "DependsOn": "Slow"}
+    client = cloud.client("cloudformation")
+    resources = {"First": {"Type": "AWS::SQS::Queue"}, "Slow": {**slow, "DependsOn": "First"}, "Later": later}
+    with ThreadPoolExecutor(1) as pool:  # the emulator takes its time to answer a call that makes a stack
+        body = json.dumps({"Resources": resources})
+        made = pool.submit(client.create_stack, StackName="hasty", TemplateBody=body)
+        wait_until(lambda: requests(cloud, "hasty"), 5, "the creation to begin")
+        client.delete_stack(StackName="hasty")
+        (shown,) = client.describe_stacks(StackName="hasty")["Stacks"]
+        assert shown["StackStatus"] == "DELETE_IN_PROGRESS"
+        stack = made.result()["StackId"]
+    gone = settled(cloud, stack)
+    assert gone["StackStatus"] == "DELETE_COMPLETE"
+    assert [r["RequestType"] for r in requests(cloud, "hasty")] == ["Create", "Delete"]
+    assert requests(cloud, "hasty")[1]["PhysicalResourceId"].startswith("hasty-Slow-")
+    assert ("Later", "CREATE_IN_PROGRESS") not in events(cloud, gone)
+    assert ("First", "DELETE_COMPLETE") in events(cloud, gone)
+
+
+def test_a_failure_cancels_a_custom_resource_that_is_being_made(cloud: Cloud, service: str) -> None:
+    slow = {"Type": "Custom::Slow", "Properties": {"ServiceToken": service, "Delay": "3"}}
+    wrong = {"Type": "Custom::Wrong", "Properties": {"ServiceToken": service, "OnCreate": "FAILED"}}
+    stack = deploy(cloud, "cancels", {"Slow": slow, "Wrong": wrong})
+    assert stack["StackStatus"] == "ROLLBACK_COMPLETE"
+    assert reasons(cloud, stack, "CREATE_FAILED")["Slow"] == "Resource creation cancelled"
+    deleted = {r["LogicalResourceId"]: r for r in requests(cloud, "cancels") if r["RequestType"] == "Delete"}
+    assert deleted["Slow"]["PhysicalResourceId"].startswith("cancels-Slow-")
 
 
 def test_a_function_that_crashes_fails_the_stack_with_its_own_words(cloud: Cloud, service: str) -> None:

@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 import pytest
-from conftest import Cloud, function, package
+from conftest import Cloud, function, package, wait_until
 from test_cloudformation_order import deploy, outputs, reasons, remove
 
 TRUSTED = {"Effect": "Allow", "Principal": {"Service": "lambda.amazonaws.com"}, "Action": "sts:AssumeRole"}
 TRUST = {"Version": "2012-10-17", "Statement": [TRUSTED]}
-MAY_NOTHING = {"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": "*", "Resource": "*"}]}
+TAKES = ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"]
+MAY_TAKE = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": TAKES, "Resource": "*"}]}
 SUB = "Fn::Sub"
 
 
@@ -132,12 +133,12 @@ def everything(cloud: Cloud, word: str, size: str) -> dict[str, Any]:
         "Role": resource(
             "AWS::IAM::Role",
             AssumeRolePolicyDocument=TRUST,
-            Policies=[{"PolicyName": word, "PolicyDocument": MAY_NOTHING}],
+            Policies=[{"PolicyName": word, "PolicyDocument": MAY_TAKE}],
         ),
         "RolePolicy": resource(
-            "AWS::IAM::Policy", PolicyName="more", Roles=[ref("Role")], PolicyDocument={**MAY_NOTHING, "Id": word}
+            "AWS::IAM::Policy", PolicyName="more", Roles=[ref("Role")], PolicyDocument={**MAY_TAKE, "Id": word}
         ),
-        "Managed": resource("AWS::IAM::ManagedPolicy", Roles=[ref("Role")], PolicyDocument=MAY_NOTHING),
+        "Managed": resource("AWS::IAM::ManagedPolicy", Roles=[ref("Role")], PolicyDocument=MAY_TAKE),
         "Profile": resource("AWS::IAM::InstanceProfile", Roles=[ref("Role")]),
         "Function": resource(
             "AWS::Lambda::Function",
@@ -340,6 +341,8 @@ def test_each_type_changes_in_place(cloud: Cloud, stack: dict[str, Any]) -> None
     changed = deploy(cloud, "types", everything(cloud, "new", "7"), update=True, template={"Outputs": OUTPUTS})
     assert changed["StackStatus"] == "UPDATE_COMPLETE", reasons(cloud, changed, "UPDATE_FAILED")
     assert outputs(changed) == outputs(stack), "no resource was replaced"
+    # The instance of the old version waits for the hook, which nobody answers.
+    wait_until(lambda: look(cloud, outputs(changed))["fleet"] == (7, 1), 20, "the old instance to go")
     assert look(cloud, outputs(changed)) == expected("new", 7)
     (member,) = [i for i in cloud.lab("network")["instances"] if i["asg"] == outputs(stack)["Fleet"]]
     assert member["tags"]["Name"] == "new", "the instance was replaced by one of the new version"

@@ -3,6 +3,8 @@ and no others, end with a session."""
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from typing import Any
 
@@ -223,3 +225,14 @@ def test_an_explanation_names_what_elastic_load_balancing_and_ecs_said(cloud: Cl
         wait_until(lambda m=mirrored, n=name: (n in everything.mirrored()) == m, 10, name)
         (explained,) = cloud.invoke(function, {"explain": everything.names[name]})
         assert (explained["mirrored"], explained["reason"]) == (mirrored, reason), explained
+
+
+def test_an_event_has_attach_ask_them_too(cloud: Cloud, everything: Everything) -> None:
+    product.update(cloud, Selection="elb:legacy, ecs:batch-*")
+    attach = product.outputs(cloud)["AttachFunction"]
+    eni = everything.names["task-batch-2"]
+    for session in sessions(cloud, eni):
+        cloud.client("ec2").delete_traffic_mirror_session(TrafficMirrorSessionId=session["id"])
+    tagged = (product.ROOT / "events" / "tag-change-interface.json").read_text()
+    cloud.invoke(attach, json.loads(re.sub(r"eni-[0-9a-f]+", eni, tagged)))
+    assert len(sessions(cloud, eni)) == 1

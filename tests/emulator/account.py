@@ -5,24 +5,42 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from . import balancers, bus, cloudformation, compute, custom, functions, lifecycle, managed, mirroring_api, network, queues
+from . import (
+    balancers,
+    bus,
+    cloudformation,
+    compute,
+    custom,
+    functions,
+    lifecycle,
+    managed,
+    mirroring_api,
+    network,
+    queues,
+)
 from .bus import Bus
 from .custom import CustomResources
+from .faults import Faults
+from .gate import Gate
 from .runtime import Runtimes
 from .server import Application, as_json
+from .traffic import Traffic
 
 
 class Account:
     def __init__(self, *, endpoint: str, state: Path, function_logs: Path, environments: int, second: float | None):
         self.endpoint = endpoint
         self.application = Application()
-        self._runtimes = Runtimes(endpoint, state, function_logs, environments)
+        gate, faults = Gate(), Faults()
+        traffic = Traffic(gate, faults)
+        self.application.traffic = traffic.answer
+        self._runtimes = Runtimes(endpoint, state, function_logs, environments, traffic.issue)
         self._bus = Bus()
         self._second = second
         mirroring_api.install()
         functions.install(self._runtimes)
         bus.install(self._bus)
-        queues.install()
+        queues.install(gate)
         compute.install(self._bus)
         balancers.install()
         managed.install(self._bus)
@@ -30,7 +48,14 @@ class Account:
         answers = CustomResources(endpoint)
         cloudformation.install(endpoint, answers)
         route = self.application.route
-        route("PUT", custom.ROUTE, answers.answered)
+
+        def answered(path: str, body: bytes) -> tuple[int, bytes, str]:
+            function = answers.asked(path)
+            return traffic.answering(
+                function, lambda: self._runtimes.kill(function), lambda: answers.answered(path, body)
+            )
+
+        route("PUT", custom.ROUTE, answered)
         route("GET", "/_lab/network", lambda _path, _body: as_json(network.view()))
         route("GET", "/_lab/logs/", lambda name, _: (200, self._runtimes.logs(name).encode(), "text/plain"))
         route(
@@ -40,6 +65,11 @@ class Account:
         route("GET", "/_lab/leaving", lambda _path, _body: as_json(leaving.view()))
         route("POST", "/_lab/deregister/", lambda order, _body: as_json(leaving.deregister(order)))
         route("POST", "/_lab/tell", lambda _path, body: as_json({"rules": self._bus.offer_to_all(json.loads(body))}))
+        route("GET", "/_lab/calls", lambda _path, _body: as_json({"calls": traffic.log()}))
+        route("GET", "/_lab/faults", lambda _path, _body: as_json({"faults": faults.shown()}))
+        route("POST", "/_lab/faults", lambda _path, body: as_json(faults.add(body)))
+        route("DELETE", "/_lab/faults", lambda _path, _body: as_json({"faults": faults.end()}))
+        route("GET", "/_lab/iam", lambda _path, _body: as_json(gate.report()))
         route("GET", "/_lab/events", lambda _path, _body: as_json(self._bus.counts()))
         route("POST", "/_lab/tick", lambda _path, _body: as_json({"fired": self._bus.tick()}))
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moto.autoscaling.models import ASG_NAME_TAG, AutoScalingBackend, FakeAutoScalingGroup, InstanceState
+from moto.core.responses import ActionResult
 from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models import EC2Backend
 from moto.ec2.models.elastic_network_interfaces import NetworkInterface
@@ -167,6 +168,22 @@ def _install_interfaces() -> None:
         return delete(self)
 
     EC2Response.delete_network_interface = delete_network_interface
+
+    def describe_network_interfaces(self: EC2Response) -> ActionResult:
+        """In place of moto's, which knows no pages."""
+        self.error_on_dryrun()
+        found = self.ec2_backend.get_all_network_interfaces(
+            self._get_param("NetworkInterfaceIds", []), self._filters_from_querystring()
+        )
+        size, token = self._get_param("MaxResults"), self._get_param("NextToken")
+        start = int(token or 0)
+        end = start + int(size or len(found) or 1)
+        answer: dict[str, Any] = {"NetworkInterfaces": found[start:end]}
+        if end < len(found):
+            answer["NextToken"] = str(end)
+        return ActionResult(answer)
+
+    EC2Response.describe_network_interfaces = describe_network_interfaces
 
     value_of = NetworkInterface.get_filter_value
     more: dict[str, Callable[[NetworkInterface], Any]] = {

@@ -31,9 +31,11 @@ DEFAULT_TIMEOUT = 3600
 
 @dataclass
 class _Request:
+    type: str
     stack_id: str
     request_id: str
     logical_id: str
+    function: str
     answers: queue.Queue[dict[str, Any] | str]
 
 
@@ -51,6 +53,8 @@ class CustomResources:
     def __init__(self, endpoint: str):
         self._endpoint = endpoint
         self._waiting: dict[str, _Request] = {}
+        self._over: set[str] = set()
+        """URLs of requests that nobody waits for any more. An answer is still taken: it only goes into a bucket."""
         self._lock = threading.Lock()
 
     def create(self, context: Context, kind: str, properties: Properties) -> Made:
@@ -65,11 +69,34 @@ class CustomResources:
     def delete(self, context: Context, kind: str, made: Made, properties: Properties) -> None:
         self._ask(context, "Delete", kind, properties, made.id, {"PhysicalResourceId": made.id})
 
+    def cancel(self, stack_id: str) -> None:
+        """Waits no longer for what a stack makes, because it is to go. What was asked of the function goes on."""
+        with self._lock:
+            gone = {
+                token: request
+                for token, request in self._waiting.items()
+                if request.stack_id == stack_id and request.type == "Create"
+            }
+            for token in gone:
+                del self._waiting[token]
+                self._over.add(token)
+        for request in gone.values():
+            request.answers.put("Resource creation cancelled")
+
+    def asked(self, path: str) -> str:
+        """Name of the function that was asked for the answer; empty for an unknown URL."""
+        with self._lock:
+            request = self._waiting.get(path.split("?", maxsplit=1)[0])
+        return request.function if request else ""
+
     def answered(self, path: str, body: bytes) -> tuple[int, bytes, str]:
-        """What a PUT at a ResponseURL does: it is taken once, and an unknown URL is refused as an expired one is."""
+        """What a PUT at a ResponseURL does: the first one counts; an unknown URL is refused as an expired one is."""
         token = path.split("?", maxsplit=1)[0]
         with self._lock:
-            request = self._waiting.pop(token, None)
+            if token in self._over:
+                return as_json({})
+            if request := self._waiting.pop(token, None):
+                self._over.add(token)
         if request is None:
             return (
                 403,
@@ -86,7 +113,14 @@ class CustomResources:
         token, service = secrets.token_urlsafe(24), properties["ServiceToken"]
         if ":lambda:" not in service:
             raise Failed(f"ServiceToken {service}: only functions are emulated")
-        request = _Request(context.stack_id, str(uuid.uuid4()), context.logical_id, queue.Queue())
+        request = _Request(
+            request_type,
+            context.stack_id,
+            str(uuid.uuid4()),
+            context.logical_id,
+            service.rsplit(":", 1)[1],
+            queue.Queue(),
+        )
         with self._lock:
             self._waiting[token] = request
         event = {

@@ -64,6 +64,7 @@ def _described(function: LambdaFunction) -> Function:
         name=function.function_name,
         arn=function.function_arn,
         region=function.region,
+        role=function.role,
         version="$LATEST" if function.version in (1, "1", "$LATEST") else str(function.version),
         handler=function.handler or "bootstrap",
         timeout=float(function.timeout or 3),

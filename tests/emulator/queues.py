@@ -20,6 +20,8 @@ from moto.sqs.exceptions import QueueDoesNotExist, ReceiptHandleIsInvalid
 from moto.sqs.models import Message, Queue, SQSBackend, sqs_backends
 
 from . import functions
+from .gate import Gate
+from .iam import Ask
 from .runtime import Outcome, Throttled
 
 log = logging.getLogger("emulator.queues")
@@ -31,7 +33,7 @@ IDLE = 0.2
 """Seconds after which an empty queue is looked at again, for messages whose visibility timeout has passed."""
 
 
-def install() -> None:
+def install(gate: Gate) -> None:
     _make_queues_safe()
     create, delete = LambdaBackend.create_event_source_mapping, LambdaBackend.delete_event_source_mapping
     update = LambdaBackend.update_event_source_mapping
@@ -39,6 +41,7 @@ def install() -> None:
 
     def created(self: LambdaBackend, spec: dict[str, Any]) -> EventSourceMapping:
         _check(self, spec)
+        _check_role(gate, self, spec)
         mapping = create(self, spec)
         if ":sqs:" in mapping.event_source_arn:
             # moto's own delivery, from inside SendMessage, is not wanted.
@@ -90,6 +93,17 @@ def _check(backend: LambdaBackend, spec: dict[str, Any]) -> None:
     limit = (spec.get("ScalingConfig") or {}).get("MaximumConcurrency")
     if limit is not None and not 2 <= int(limit) <= 1000:
         raise _invalid(f"MaximumConcurrency must be between 2 and 1000, not {limit}")
+
+
+def _check_role(gate: Gate, backend: LambdaBackend, spec: dict[str, Any]) -> None:
+    """Lambda polls with the function's role, and refuses a mapping of a queue that the role may not read."""
+    arn = spec.get("EventSourceArn") or ""
+    if ":sqs:" not in arn:
+        return
+    role = backend.get_function(spec["FunctionName"]).role
+    for action in ("ReceiveMessage", "DeleteMessage", "GetQueueAttributes"):
+        if gate.judge(role, [Ask(f"sqs:{action}", arn, {"aws:RequestedRegion": backend.region_name})]):
+            raise _invalid(f"The function execution role does not have permissions to call {action} on SQS")
 
 
 def _invalid(message: str) -> LambdaClientError:

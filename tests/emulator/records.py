@@ -100,6 +100,8 @@ class Stack:
     tags: list[dict[str, str]] = field(default_factory=list)
     capabilities: list[str] = field(default_factory=list)
     disable_rollback: bool = False
+    cancelled: bool = False
+    """It is to be deleted although it was still being made."""
     created: datetime.datetime = field(default_factory=now)
     updated: datetime.datetime | None = None
     deleted: datetime.datetime | None = None

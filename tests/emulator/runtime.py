@@ -20,6 +20,7 @@ import threading
 import time
 import uuid
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +46,8 @@ class Function:
     name: str
     arn: str
     region: str
+    role: str
+    """ARN of the role that its keys belong to."""
     version: str
     handler: str
     timeout: float
@@ -156,13 +159,17 @@ class Environment:
             if self._closed:
                 return
             self._closed = True
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self.kill()
         self._pending.put(None)
         self._server.shutdown()
         self._server.server_close()
         self._output.close()
+
+    def kill(self) -> None:
+        """Ends the process in the middle of whatever it does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
     # -- called by the Runtime API ---------------------------------------------------------------------------------
 
@@ -250,8 +257,7 @@ class Environment:
             "AWS_EXECUTION_ENV": "AWS_Lambda_provided.al2023",
             "AWS_REGION": function.region,
             "AWS_DEFAULT_REGION": function.region,
-            # moto takes any key; the region's default account is what it stands for.
-            "AWS_ACCESS_KEY_ID": "emulated",
+            "AWS_ACCESS_KEY_ID": self._runtimes.issue(function, self.kill),
             "AWS_SECRET_ACCESS_KEY": "emulated",
             "AWS_SESSION_TOKEN": "emulated",
             "AWS_ENDPOINT_URL": self._runtimes.endpoint,
@@ -342,8 +348,17 @@ def _handler_for(environment: Environment) -> type[BaseHTTPRequestHandler]:
 class Runtimes:
     """All environments of all functions."""
 
-    def __init__(self, endpoint: str, state: Path, log_dir: Path, max_environments: int):
+    def __init__(
+        self,
+        endpoint: str,
+        state: Path,
+        log_dir: Path,
+        max_environments: int,
+        issue: Callable[[Function, Callable[[], None]], str],
+    ):
         self.endpoint = endpoint
+        self.issue = issue
+        """Gives a new access key for an environment, which the callable kills."""
         self._code = state / "code"
         self._log_dir = log_dir
         self._max = max_environments
@@ -368,11 +383,18 @@ class Runtimes:
             self._release(environment)
 
     def forget(self, name: str) -> None:
-        """The function is gone: so are its environments."""
+        """The function is gone, and its environments as soon as they have nothing to do: what runs comes to its end."""
         with self._changed:
-            gone = self._idle.pop(name, []) + self._busy.pop(name, [])
+            gone = self._idle.pop(name, [])
         for environment in gone:
             environment.close()
+
+    def kill(self, name: str) -> None:
+        """Ends what runs of a function in the middle of it."""
+        with self._changed:
+            running = list(self._busy.get(name, []))
+        for environment in running:
+            environment.kill()
 
     def close(self) -> None:
         """Ends every process. Nothing starts afterwards."""
@@ -483,7 +505,7 @@ class Runtimes:
             known = environment in busy
             if known:
                 busy.remove(environment)
-                if environment.alive and not self._closed:
+                if environment.alive and not self._closed and name in self._idle:
                     self._idle[name].append(environment)
                     self._changed.notify()
                     return

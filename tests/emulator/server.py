@@ -5,14 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import socket
 import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import BaseWSGIServer, make_server
+
+from .calls import Answer
+from .faults import Dropped
 
 log = logging.getLogger("emulator.http")
 
@@ -31,6 +36,8 @@ class Application:
     def __init__(self) -> None:
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._routes: dict[tuple[str, str], Handler] = {}
+        self.traffic: Callable[[Environ, Callable[[Environ], Answer]], Answer | None] = lambda _environ, _service: None
+        """Answers the calls of functions, with the help of the service that it is given; None for all others."""
 
     def route(self, method: str, prefix: str, handler: Handler) -> None:
         self._routes[(method, prefix)] = handler
@@ -38,7 +45,15 @@ class Application:
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if not path.startswith("/_"):
-            return self._moto(environ, start_response)
+            try:
+                answer = self.traffic(environ, self._asked)
+            except Dropped as dropped:
+                return _dropped(dropped, environ, start_response)
+            if answer is None:
+                return self._moto(environ, start_response)
+            status, headers, body = answer
+            start_response(f"{status} -", headers)
+            return [body]
         for (method, prefix), handler in self._routes.items():
             if environ["REQUEST_METHOD"] == method and path.startswith(prefix):
                 return self._answer(handler, path.removeprefix(prefix), environ, start_response)
@@ -46,16 +61,39 @@ class Application:
         start_response("404 Not Found", [("Content-Type", kind), ("Content-Length", str(len(body)))])
         return [body]
 
+    def _asked(self, environ: Environ) -> Answer:
+        """What moto answers, as a whole."""
+        given: list[Any] = []
+
+        def start(status: str, headers: list[tuple[str, str]], _exc_info: Any = None) -> None:
+            given[:] = [int(status.split()[0]), headers]
+
+        body = b"".join(self._moto(environ, start))
+        return given[0], given[1], body
+
     @staticmethod
     def _answer(handler: Handler, rest: str, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         try:
             status, answer, kind = handler(urllib.parse.unquote(rest), body)
+        except Dropped as dropped:
+            return _dropped(dropped, environ, start_response)
         except Exception as failed:
             log.exception("%s", environ.get("PATH_INFO"))
             status, answer, kind = as_json({"error": str(failed)}, 500)
         start_response(f"{status} -", [("Content-Type", kind), ("Content-Length", str(len(answer)))])
         return [answer]
+
+
+def _dropped(dropped: Dropped, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """Half of an answer or nothing, and the end of the connection."""
+    if dropped.part:
+        status, headers, body = dropped.part
+        start_response(f"{status} -", headers)
+        yield body[: len(body) // 2]
+    with contextlib.suppress(OSError):  # the caller has gone already
+        environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+    raise dropped
 
 
 class RequestHandler(MotoRequestHandler):

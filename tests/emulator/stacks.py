@@ -121,6 +121,12 @@ class Stacks:
         with self._lock:
             if stack.status == "DELETE_COMPLETE":
                 return
+            if stack.status == "CREATE_IN_PROGRESS":
+                # Nothing new begins, custom resources are not waited for, and what was made goes.
+                stack.cancelled = True
+                self._turn(stack, "DELETE_IN_PROGRESS", "User Initiated")
+                self._custom.cancel(stack.id)
+                return
             if stack.busy:
                 raise Refused(f"Stack:{stack.id} is in {stack.status} state and can not be deleted.")
             stack.status = "DELETE_IN_PROGRESS"
@@ -227,11 +233,19 @@ class Stacks:
         worker.join(PATIENCE)
 
     def _create(self, stack: Stack, plan: Plan) -> None:
-        self._turn(stack, "CREATE_IN_PROGRESS", "User Initiated")
         stack.plan = plan
-        failed = self._walk(plan.graph, lambda name: self._make(stack, plan, name), stop=True)
-        if not failed:
-            return self._finish(stack, plan, "CREATE_COMPLETE")
+        with self._lock:
+            if not stack.cancelled:
+                self._turn(stack, "CREATE_IN_PROGRESS", "User Initiated")
+        failed = self._walk(
+            plan.graph, lambda name: self._make(stack, plan, name), stop=lambda: self._custom.cancel(stack.id),
+            halted=lambda: stack.cancelled,
+        )  # fmt: skip
+        with self._lock:
+            if not stack.cancelled and not failed:
+                return self._finish(stack, plan, "CREATE_COMPLETE")
+        if stack.cancelled:
+            return self._delete(stack)
         why = f"The following resource(s) failed to create: [{', '.join(sorted(failed))}]. "
         if stack.disable_rollback:
             return self._turn(stack, "CREATE_FAILED", why)
@@ -248,7 +262,9 @@ class Stacks:
         before, old = stack.plan, dict(stack.resources)
         replaced: dict[str, Resource] = {}
         attempted: dict[str, Properties] = {}
-        failed = self._walk(plan.graph, lambda name: self._change(stack, plan, name, replaced, attempted), stop=True)
+        failed = self._walk(
+            plan.graph, lambda name: self._change(stack, plan, name, replaced, attempted), stop=lambda: None
+        )
         if failed:
             why = f"The following resource(s) failed to update: [{', '.join(sorted(failed))}]. "
             return self._undo(stack, before, old, attempted, why)
@@ -266,7 +282,7 @@ class Stacks:
         self._turn(stack, "UPDATE_ROLLBACK_IN_PROGRESS", why)
         failed: dict[str, Exception] = {}
         if before:
-            failed = self._walk(before.graph, lambda name: self._restore(stack, name, old, attempted), stop=False)
+            failed = self._walk(before.graph, lambda name: self._restore(stack, name, old, attempted))
         new = {n: r for n, r in stack.resources.items() if n not in old or r.made.id != old[n].made.id}
         left = self._remove(stack, new, forget=False, undoing=True)
         stack.resources = {name: old[name] for name in old}
@@ -413,7 +429,7 @@ class Stacks:
                 with self._lock:
                     stack.resources.pop(name, None)
 
-        failed = self._walk(graph, remove, stop=False)
+        failed = self._walk(graph, remove)
         # What a failed one needs was not touched, and stays too; only the failed ones are named.
         return sorted(failed)
 
@@ -436,10 +452,17 @@ class Stacks:
     # -- tools -----------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _walk(graph: dict[str, set[str]], work: Callable[[str], None], *, stop: bool) -> dict[str, Exception]:
+    def _walk(
+        graph: dict[str, set[str]],
+        work: Callable[[str], None],
+        *,
+        stop: Callable[[], None] | None = None,
+        halted: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Exception]:
         """Works on every node after those that it needs, many at once. Gives what failed.
 
-        After a failure nothing new begins with ``stop``; without it only what needs the failed one is left out.
+        After a failure nothing new begins with ``stop``, which is called once then; without it only what needs the
+        failed one is left out. Nothing new begins when ``halted`` either.
         """
         done: set[str] = set()
         failed: dict[str, Exception] = {}
@@ -447,7 +470,7 @@ class Stacks:
         waiting = dict(graph)
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="resource") as pool:
             while True:
-                if not (stop and failed):
+                if not (stop and failed) and not halted():
                     for name in [n for n, needs in waiting.items() if needs <= done]:
                         del waiting[name]
                         running[pool.submit(work, name)] = name
@@ -457,6 +480,8 @@ class Stacks:
                 for future in finished:
                     name = running.pop(future)
                     if error := future.exception():
+                        if stop and not failed:
+                            stop()
                         failed[name] = error if isinstance(error, Exception) else Failed(str(error))
                     else:
                         done.add(name)

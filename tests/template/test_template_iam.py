@@ -13,6 +13,8 @@ WITHOUT_RESOURCES = {
     "ec2:DescribeTrafficMirrorSessions": "EC2: no Describe action takes a resource",
     "ec2:DescribeTrafficMirrorTargets": "EC2: no Describe action takes a resource",
     "ecs:ListClusters": "ECS: a list of clusters is of none of them",
+    # Not by that reference, which names the container instance; but for a call that names none, ECS refuses who has not *.
+    "ecs:ListTasks": "ECS: a list of a cluster's tasks is of none of its container instances",
     "elasticloadbalancing:DescribeLoadBalancers": "ELB: no Describe action takes a resource",
     "elasticloadbalancing:DescribeTargetHealth": "ELB: no Describe action takes a resource",
 }
@@ -23,7 +25,6 @@ OPEN_ENDED = {
     ":traffic-mirror-session/*": "sessions come and go; each use carries a condition on our tag",
     ":layer:first-rebuilder:*": "during an update two versions are in use",
     ":task/*": "tasks come and go, and Selection may name any cluster",
-    ":container-instance/*": "as for tasks",
     ":autoScalingGroup:*:autoScalingGroupName/<RebuilderGroup>": "the id in the ARN is nowhere to be had",
 }
 

@@ -1,0 +1,84 @@
+"""A signed request to a service, as it is known before the service gets it."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from xml.sax.saxutils import escape
+
+Answer = tuple[int, list[tuple[str, str]], bytes]
+"""Status, headers, body."""
+
+ANSWER = "cloudformation:Answer"
+"""What a custom resource's answer at its ResponseURL counts as: it is no call of an API, and carries no credentials."""
+
+
+@dataclass(frozen=True)
+class Call:
+    service: str
+    region: str
+    action: str
+    given: Mapping[str, str]
+    """Parameters as they stand on the wire: of JSON services, each value is JSON."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.service}:{self.action}"
+
+
+def key_of(environ: Mapping[str, Any]) -> str | None:
+    """The access key that signed the request."""
+    found = re.search(r"Credential=([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
+    return found[1] if found else None
+
+
+def body_of(environ: dict[str, Any]) -> bytes:
+    """The request's body, which stays readable."""
+    body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    environ["wsgi.input"] = io.BytesIO(body)
+    return body
+
+
+def called(environ: dict[str, Any]) -> Call:
+    """Service, region, action and parameters of a signed request."""
+    body = body_of(environ)
+    _, _, region, service, _ = environ["HTTP_AUTHORIZATION"].split("Credential=")[1].split(",")[0].split("/")
+    path = urllib.parse.unquote(environ.get("PATH_INFO", ""))
+    if service == "lambda":
+        invoked = re.fullmatch(r"/2015-03-31/functions/([^/]+)/invocations", path)
+        given = {"FunctionName": invoked[1] if invoked else ""}
+        return Call(service, region, "InvokeFunction" if invoked else path, given)
+    if target := environ.get("HTTP_X_AMZ_TARGET"):
+        held = json.loads(body or b"{}")
+        return Call(service, region, target.rsplit(".", 1)[1], {k: json.dumps(v) for k, v in held.items()})
+    given = dict(urllib.parse.parse_qsl(body.decode(), keep_blank_values=True))
+    return Call(service, region, given.get("Action", ""), given)
+
+
+def with_parameters(environ: dict[str, Any], changed: Mapping[str, str]) -> None:
+    """Puts parameters of a call of a query service in place of those that it carries."""
+    given = dict(urllib.parse.parse_qsl(body_of(environ).decode(), keep_blank_values=True))
+    body = urllib.parse.urlencode({**given, **changed}).encode()
+    environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
+
+
+def failure(service: str, status: int, code: str, message: str) -> Answer:
+    """An error in the service's own form."""
+    if service == "ec2":
+        error = f"<Code>{code}</Code><Message>{escape(message)}</Message>"
+        text = f"<Response><Errors><Error>{error}</Error></Errors><RequestID>emulated</RequestID></Response>"
+        kind = "text/xml"
+    elif service in ("autoscaling", "elasticloadbalancing", "cloudformation"):
+        error = f"<Type>Sender</Type><Code>{code}</Code><Message>{escape(message)}</Message>"
+        text = f"<ErrorResponse><Error>{error}</Error><RequestId>emulated</RequestId></ErrorResponse>"
+        kind = "text/xml"
+    else:
+        text = json.dumps({"__type": code, "message": message, "Message": message})
+        kind = "application/json"
+    body = text.encode()
+    return status, [("Content-Type", kind), ("Content-Length", str(len(body)))], body
