@@ -20,7 +20,7 @@ product.need_a_build()
 def stack(cloud: Cloud) -> SimpleNamespace:
     """The deployed stack, and an instance that ran before it."""
     before = cloud.run_instance(**product.tagged())
-    product.deploy(cloud)
+    product.sam_deploy(cloud)
     return SimpleNamespace(before=product.interface_of(before), out=product.outputs(cloud))
 
 
