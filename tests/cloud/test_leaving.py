@@ -129,6 +129,27 @@ def test_a_dead_instance_does_not_hang_and_is_replaced(cloud: Cloud, stack: Simp
     wait_until(lambda: ended(cloud, stack, dead) == ["drained"], 5, "its metrics")
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "elasticloadbalancing:DeregisterTargets",
+        "elasticloadbalancing:DescribeTargetHealth",
+        "autoscaling:CompleteLifecycleAction",
+    ],
+)
+def test_a_function_that_dies_at_a_call_is_called_again_and_lets_the_rebuilder_go(
+    cloud: Cloud, stack: SimpleNamespace, call: str
+) -> None:
+    function = stack.drain.rsplit(":", 1)[1]
+    with cloud.faults({"do": "kill", "function": function, "call": call, "carried_out": True}):
+        instance = scale_in(cloud, stack)["instance"]
+        wait_until(lambda: instance not in running(cloud, stack), 30, "it to go")
+    assert health(cloud, stack, instance) == "unused"
+    # The run that died left no metrics; the one that Lambda began after it did.
+    (how,) = wait_until(lambda: ended(cloud, stack, instance), 10, "its metrics")
+    assert how == ("over" if call.endswith("CompleteLifecycleAction") else "drained")
+
+
 def test_a_delay_beyond_the_hooks_time_is_waited_for(cloud: Cloud, stack: SimpleNamespace) -> None:
     scaling = cloud.client("autoscaling")
     (hook,) = scaling.describe_lifecycle_hooks(AutoScalingGroupName=stack.group)["LifecycleHooks"]
