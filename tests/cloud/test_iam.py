@@ -115,6 +115,39 @@ def test_a_create_asks_for_each_resource_and_for_its_tags() -> None:
     assert tagging.facts["aws:RequestTag/mirrorfleet:stack"] == STACK
 
 
+GROUP = "arn:aws:elasticloadbalancing:us-east-1:123456789012:targetgroup/rebuilders/1"
+TASK = "arn:aws:ecs:us-east-1:123456789012:task/batch/1"
+
+
+@pytest.mark.parametrize(
+    ("service", "action", "given", "resource"),
+    [
+        ("ec2", "DescribeInstances", {}, "*"),
+        ("ecs", "ListTasks", {"cluster": '"batch"'}, "*"),
+        ("ecs", "DescribeTasks", {"tasks": f'["{TASK}"]'}, TASK),
+        ("elasticloadbalancing", "DescribeTargetHealth", {"TargetGroupArn": GROUP}, "*"),
+        ("elasticloadbalancing", "DeregisterTargets", {"TargetGroupArn": GROUP}, GROUP),
+        ("cloudformation", "DescribeStacks", {"StackName": STACK}, STACK),
+        ("cloudformation", "DescribeStacks", {"StackName": "mirrorfleet"}, STACK[:-1] + "*"),
+        ("lambda", "InvokeFunction", {"FunctionName": "f"}, "arn:aws:lambda:us-east-1:123456789012:function:f"),
+    ],
+)
+def test_each_call_asks_for_the_resource_that_its_service_knows(
+    service: str, action: str, given: dict[str, str], resource: str
+) -> None:
+    """Service authorization reference; ListTasks as ECS' own refusals have it."""
+    (ask,) = asks_of(Call(service, REGION, action, given), lambda _: {})
+    assert (ask.action, ask.resource) == (f"{service}:{action}", resource)
+
+
+def test_a_lifecycle_action_is_the_groups_by_name() -> None:
+    call = Call("autoscaling", REGION, "CompleteLifecycleAction", {"AutoScalingGroupName": "g"})
+    (ask,) = asks_of(call, lambda _: {})
+    pattern = "arn:aws:autoscaling:us-east-1:123456789012:autoScalingGroup:*:autoScalingGroupName/"
+    assert allowed(policy("autoscaling:CompleteLifecycleAction", f"{pattern}g"), ask=ask)
+    assert not allowed(policy("autoscaling:CompleteLifecycleAction", f"{pattern}h"), ask=ask)
+
+
 def test_a_call_that_is_not_known_is_an_error() -> None:
     with pytest.raises(Unknown, match="ec2:TerminateInstances"):
         asks_of(Call("ec2", REGION, "TerminateInstances", {}), lambda _: {})
