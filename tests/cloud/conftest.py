@@ -202,7 +202,7 @@ def cloud(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Tells what all tests together have to show, and no single one can. A worker gives its part to the main process."""
+    """What all tests together have to show, and no single one can. A worker gives its part to the main process."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput.update(used=sorted(USED), ran=sorted(RAN))
         return

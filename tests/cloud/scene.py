@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import product
 from conftest import Cloud
 
+BOTH = ["attach", "reconcile"]
+CREATE, MODIFY, DELETE = (f"ec2:{verb}TrafficMirrorSession" for verb in ("Create", "Modify", "Delete"))
+MUTATIONS = (CREATE, MODIFY, DELETE)
 STACK_TAG = "mirrorfleet:stack"
 BASE = 100
 """The product's SessionNumberBase, unless it is told another."""
@@ -108,3 +112,33 @@ def _record(number: int, body: dict[str, Any]) -> dict[str, Any]:
         "eventSourceARN": "arn:aws:sqs:us-east-1:123456789012:queue",
         "awsRegion": "us-east-1",
     }
+
+
+def staged(cloud: Cloud) -> SimpleNamespace:
+    """A stack that hears of nothing by itself, and its scene."""
+    out = product.create(cloud, product.template(cloud))
+    product.deaf(cloud)
+    for name in ("AttachFunction", "ReconcileFunction"):
+        # The pace is proven elsewhere; here it would be most of the time.
+        product.settings(cloud, out[name], MIRRORFLEET_MUTATIONS_PER_SECOND="1000")
+    arn = cloud.client("cloudformation").describe_stacks(StackName=product.STACK)["Stacks"][0]["StackId"]
+    return SimpleNamespace(scene=Scene(cloud, arn, out), out=out)
+
+
+def name_of(stack: SimpleNamespace, which: str) -> str:
+    """Of the function `attach` or `reconcile`."""
+    return stack.out[f"{which.title()}Function"].rsplit(":", 1)[1]
+
+
+def what(stack: SimpleNamespace, which: str) -> Any:
+    """What it is called with: a batch that names the whole scene, or the schedule."""
+    return stack.scene.batch() if which == "attach" else product.event("scheduled", "")
+
+
+def run(cloud: Cloud, stack: SimpleNamespace, which: str) -> Any:
+    return product.invoke(cloud, name_of(stack, which), what(stack, which))
+
+
+def mutations(cloud: Cloud, since: int) -> list[str]:
+    """Those among the calls after so many."""
+    return [c["call"] for c in cloud.calls()[since:] if c["call"] in MUTATIONS]

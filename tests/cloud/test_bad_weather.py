@@ -4,7 +4,6 @@ no session is doubled or left over, and nobody else's is touched (`conftest.Clou
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -12,78 +11,14 @@ from typing import Any
 import product
 import pytest
 from conftest import Cloud, wait_until
-from product import event, invoke, sessions
-from scene import BASE, Scene
+from scene import BASE, BOTH, CREATE, DELETE, MODIFY, MUTATIONS, mutations, name_of, run, staged, what
 
 product.need_a_build()
-
-BOTH = ["attach", "reconcile"]
-CREATE, MODIFY, DELETE = (f"ec2:{verb}TrafficMirrorSession" for verb in ("Create", "Modify", "Delete"))
-MUTATIONS = (CREATE, MODIFY, DELETE)
 
 
 @pytest.fixture(scope="module")
 def stack(cloud: Cloud) -> SimpleNamespace:
-    out = product.create(cloud, product.template(cloud))
-    product.deaf(cloud)
-    for name in ("AttachFunction", "ReconcileFunction"):
-        # The pace is proven elsewhere; here it would be most of the time.
-        product.settings(cloud, out[name], MIRRORFLEET_MUTATIONS_PER_SECOND="1000")
-    arn = cloud.client("cloudformation").describe_stacks(StackName=product.STACK)["Stacks"][0]["StackId"]
-    return SimpleNamespace(scene=Scene(cloud, arn, out), out=out)
-
-
-def name_of(stack: SimpleNamespace, which: str) -> str:
-    return stack.out[f"{which.title()}Function"].rsplit(":", 1)[1]
-
-
-def run(cloud: Cloud, stack: SimpleNamespace, which: str) -> Any:
-    return invoke(cloud, name_of(stack, which), what(stack, which))
-
-
-def what(stack: SimpleNamespace, which: str) -> Any:
-    return stack.scene.batch() if which == "attach" else event("scheduled", "")
-
-
-def dies(cloud: Cloud, function: str, payload: Any) -> None:
-    answer = cloud.client("lambda").invoke(FunctionName=function, Payload=json.dumps(payload))
-    assert "signal: SIGKILL" in json.loads(answer["Payload"].read())["errorMessage"]
-
-
-def mutations(cloud: Cloud, since: int) -> list[str]:
-    return [c["call"] for c in cloud.calls()[since:] if c["call"] in MUTATIONS]
-
-
-# -- a run that is cut ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("next_run", BOTH)
-@pytest.mark.parametrize("which", BOTH)
-def test_a_function_is_killed_between_any_two_calls_and_the_next_run_converges(
-    cloud: Cloud, stack: SimpleNamespace, which: str, next_run: str
-) -> None:
-    scene, function = stack.scene, name_of(stack, which)
-    scene.set()
-    product.anew(cloud, function)
-    before = len(cloud.calls())
-    run(cloud, stack, which)
-    calls = [c["call"] for c in cloud.calls()[before:]]
-    assert scene.converged(), scene.ours()
-    assert [c for c in calls if c in MUTATIONS].count(CREATE) == 2
-    assert set(MUTATIONS) <= set(calls)
-    # After a call is before the next one: the account does not know the difference. And before the first.
-    for place, carried_out in [(0, False), *((n, True) for n in range(len(calls)))]:
-        scene.set()
-        product.anew(cloud, function)
-        kept = scene.kept
-        with cloud.faults({"do": "kill", "function": function, "after": place, "carried_out": carried_out}):
-            dies(cloud, function, what(stack, which))
-        run(cloud, stack, next_run)
-        assert scene.converged(), (place, calls, scene.ours())
-        assert kept in {s["id"] for s in scene.sessions()}, "what only has to be changed is not made anew"
-        before = len(cloud.calls())
-        run(cloud, stack, next_run)
-        assert mutations(cloud, before) == [], "a second run finds nothing to do"
+    return staged(cloud)
 
 
 # -- answers that are none -----------------------------------------------------------------------------------------
@@ -106,8 +41,8 @@ def test_a_function_is_killed_between_any_two_calls_and_the_next_run_converges(
     ids=lambda value: " ".join(str(v) for v in value.values()) if isinstance(value, dict) else str(value),
 )
 def test_a_run_gets_over_what_passes(cloud: Cloud, stack: SimpleNamespace, which: str, fault: dict[str, Any]) -> None:
-    """Each kind of call goes wrong, and the run converges all the same: it asks again, with the same token. Both functions
-    make their calls by the same code, so not each has to see each."""
+    """Each kind of call goes wrong, and the run converges all the same: it asks again, with the same token. Both
+    functions make their calls by the same code, so not each has to see each."""
     scene = stack.scene
     scene.set()
     kinds = ("ec2:DescribeInstances", "ec2:DescribeNetworkInterfaces", "ec2:DescribeTrafficMirrorSessions", *MUTATIONS)
@@ -126,6 +61,15 @@ def test_a_change_without_an_answer_is_repeated_after_its_time_and_made_once(
     with cloud.faults({"do": "hang", "carried_out": True, "call": CREATE}):
         answer = run(cloud, stack, "attach")
     assert answer["failed"] == []
+    assert scene.converged(), scene.ours()
+
+
+def test_a_listing_without_an_answer_is_asked_for_again_after_its_time(cloud: Cloud, stack: SimpleNamespace) -> None:
+    scene = stack.scene
+    scene.set()
+    with cloud.faults({"do": "hang", "call": "ec2:DescribeTrafficMirrorSessions"}):
+        answer = run(cloud, stack, "attach")
+    assert answer["failed"] == answer["batchItemFailures"] == []
     assert scene.converged(), scene.ours()
 
 
@@ -272,36 +216,3 @@ def test_two_who_make_the_same_session_at_once_make_one(
         answers = [b.result() for b in both]
     assert [a["failed"] for a in answers] == [[], []]
     assert scene.converged(), scene.ours()
-
-
-# -- the removal ---------------------------------------------------------------------------------------------------
-
-
-def test_a_removal_that_is_killed_between_any_two_calls_is_carried_on(cloud: Cloud, stack: SimpleNamespace) -> None:
-    """Lambda calls a function again that died; CloudFormation waits meanwhile."""
-    scene, function, client = stack.scene, name_of(stack, "reconcile"), cloud.client("cloudformation")
-    mirrored = {"Type": "Custom::MirrorSessions", "Properties": {"ServiceToken": stack.out["ReconcileFunction"]}}
-    body = json.dumps({"Resources": {"Sessions": mirrored}})
-
-    def removed(*faults: dict[str, Any]) -> list[str]:
-        scene.clear()
-        made = client.create_stack(StackName="only-sessions", TemplateBody=body)["StackId"]
-        wait_until(lambda: product.status(cloud, made) == "CREATE_COMPLETE", 30, "the sessions")
-        for name in ("drifted", "right"):  # two are enough
-            for session in sessions(cloud, scene.enis[name]):
-                scene.ec2.delete_traffic_mirror_session(TrafficMirrorSessionId=session["id"])
-        assert len(scene.ours()) == 2
-        before = len(cloud.calls())
-        with cloud.faults(*faults):
-            client.delete_stack(StackName="only-sessions")
-            wait_until(lambda: product.status(cloud, made) != "DELETE_IN_PROGRESS", 30, "the removal")
-        assert product.status(cloud, made) == "DELETE_COMPLETE"
-        assert scene.ours() == []
-        assert scene.foreign_is_there()
-        return [c["call"] for c in cloud.calls()[before:]]
-
-    calls = removed()
-    assert calls.count(DELETE) == 2
-    assert calls[-1] == "cloudformation:Answer"
-    for place in range(len(calls)):
-        removed({"do": "kill", "function": function, "after": place, "carried_out": True})

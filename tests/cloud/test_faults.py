@@ -18,8 +18,9 @@ hasty, patient = (
 )
 
 def handle(event, context):
+    ec2 = patient if event.get("patient") else hasty
     try:
-        return getattr(patient if event.get("patient") else hasty, event["call"])(**event.get("given", {})).get(event.get("key"))
+        return getattr(ec2, event["call"])(**event.get("given", {})).get(event.get("key"))
     except Exception as failed:
         answer = getattr(failed, "response", None) or {}
         return {"failed": answer.get("Error", {}).get("Code") or type(failed).__name__}
