@@ -212,11 +212,18 @@ def test_a_function_runs_a_native_program(name):
     p = functions()[name]["Properties"]
     assert (p["Runtime"], p["Handler"], p["Architectures"]) == ("provided.al2023", "bootstrap", ["x86_64"])
     written = stack.source()["Resources"][name]
-    crate = name.removesuffix("Function").lower()
-    assert written["Metadata"] == {"BuildMethod": "rust-cargolambda", "BuildProperties": {"Binary": crate}}
-    package = tomllib.loads((stack.ROOT / written["Properties"]["CodeUri"] / "Cargo.toml").read_text())["package"]
+    assert written["Metadata"] == {"BuildMethod": "makefile"}
+    crate, folder = name.removesuffix("Function").lower(), stack.ROOT / written["Properties"]["CodeUri"]
+    # What `sam build` calls, and what it would run.
+    rehearsal = subprocess.run(
+        ["make", "--dry-run", "--directory", folder, f"build-{name}", "ARTIFACTS_DIR=/artifacts"],
+        capture_output=True, text=True, timeout=30, check=True,
+    ).stdout.replace("$name", crate)  # fmt: skip
+    assert f"cargo lambda build --profile function --package {crate} --bin {crate} " in rehearsal
+    assert '"/artifacts/bootstrap"' in rehearsal
+    package = tomllib.loads((folder / crate / "Cargo.toml").read_text())["package"]
     assert package["name"] == crate
-    # sam passes no architecture on for x86_64, and cargo-lambda's default is that of the machine it runs on.
+    # Nothing passes the architecture on, and cargo-lambda's default is that of the machine it runs on.
     assert package["metadata"]["lambda"]["build"]["target"] == ["x86_64-unknown-linux-gnu"]
 
 

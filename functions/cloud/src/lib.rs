@@ -57,6 +57,9 @@ use mirror::ports::{Clock, Resolver};
 use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// A page of 1,000 may take this long; a throttled one is asked for again.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -177,13 +180,15 @@ pub fn env(name: &str) -> Option<String> {
 
 /// Logs as JSON lines on standard output, where Lambda takes them from.
 pub fn init_logs() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
-    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let fields = tracing_subscriber::fmt()
+    // Not the crate's `EnvFilter`: its regular expressions are half a megabyte of every function.
+    let filter = env("RUST_LOG").and_then(|filter| filter.parse().ok());
+    let filter = filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let fields = tracing_subscriber::fmt::layer()
         .json()
         .flatten_event(true)
         .with_current_span(false)
         .with_span_list(false);
+    let logs = tracing_subscriber::registry().with(filter).with(fields);
     // Fails only where a subscriber is set already, and then there are logs.
-    let _ = fields.with_env_filter(filter).try_init();
+    let _ = logs.try_init();
 }

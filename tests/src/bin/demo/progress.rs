@@ -103,7 +103,7 @@ pub(crate) fn crates_compiled(begun: SystemTime) -> Option<String> {
         PathBuf::from,
     );
     let units =
-        std::fs::read_dir(target.join("x86_64-unknown-linux-gnu/release/.fingerprint")).ok()?;
+        std::fs::read_dir(target.join("x86_64-unknown-linux-gnu/function/.fingerprint")).ok()?;
     let count = units
         .flatten()
         // Written by cargo when it starts the compiler on a unit.
