@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
+use rebuilder::handover::Route;
 use rebuilder::http::{Flags, HttpOptions, Request};
 use rebuilder::pipeline::{Pipeline, PipelineOptions};
 use rebuilder::receive::{Frame, LinkType};
 use rebuilder::stream::{End, OverlapPolicy, StreamOptions};
+use rebuilder::telemetry::PacketOutcome;
 use rebuilder::time::Timestamp;
 
 use crate::forwarded;
@@ -74,9 +76,18 @@ impl Flow {
 struct Lab {
     pipeline: Pipeline,
     requests: Vec<Request<'static>>,
+    outcomes: Vec<PacketOutcome>,
+    /// What was done, to be done once more.
+    steps: Vec<Step>,
     packets: u64,
     now: u64,
     most_held: usize,
+}
+
+/// What the path was given.
+enum Step {
+    Frame(Timestamp, LinkType, Vec<u8>),
+    Advance(Timestamp),
 }
 
 impl Lab {
@@ -93,9 +104,51 @@ impl Lab {
             self.requests.push(request.into_owned());
         });
         assert!(!outcome.label().is_empty());
+        self.outcomes.push(outcome);
+        self.steps.push(Step::Frame(frame.ts, link, data.to_vec()));
         assert!(self.pipeline.held_bytes() <= self.most_held);
         assert!(self.pipeline.cut_frames() <= self.packets);
     }
+
+    fn advance(&mut self) {
+        let now = Timestamp(self.now);
+        self.pipeline.advance(now, &mut |request| {
+            self.requests.push(request.into_owned());
+        });
+        self.steps.push(Step::Advance(now));
+    }
+}
+
+/// Frames that are given together come to what they come to one by one.
+fn together(mut pipeline: Pipeline, lab: &Lab) {
+    let (mut requests, mut outcomes) = (Vec::new(), Vec::new());
+    let mut out = |request: Request| requests.push(request.into_owned());
+    for steps in lab
+        .steps
+        .chunk_by(|a, b| matches!((a, b), (Step::Frame(..), Step::Frame(..))))
+    {
+        if let [Step::Advance(now)] = steps {
+            pipeline.advance(*now, &mut out);
+            continue;
+        }
+        let frames = steps.iter().filter_map(|step| match step {
+            Step::Frame(ts, link, data) => Some(Frame {
+                ts: *ts,
+                link: *link,
+                data,
+            }),
+            Step::Advance(_) => None,
+        });
+        let ended = |outcome| outcomes.push(outcome);
+        pipeline.frames(frames, |_| Route::Own, ended, &mut out);
+    }
+    pipeline.finish(End::Eof, &mut out);
+    assert_eq!(outcomes, lab.outcomes);
+    let bytes = |requests: &[Request<'static>]| -> Vec<_> {
+        let of = |r: &Request<'static>| (r.raw.clone(), r.flags, r.ts, r.endpoints);
+        requests.iter().map(of).collect()
+    };
+    assert_eq!(bytes(&requests), bytes(&lab.requests));
 }
 
 /// How a packet is put into frames.
@@ -203,9 +256,12 @@ pub fn pipeline(data: &[u8]) {
         }
     };
     let most_held = options.stream.total_cap + options.http.max_held;
+    let again = Pipeline::new(options.clone());
     let mut lab = Lab {
         pipeline: Pipeline::new(options),
         requests: Vec::new(),
+        outcomes: Vec::new(),
+        steps: Vec::new(),
         packets: 0,
         now: 1_700_000_000_000 * MS,
         most_held,
@@ -245,6 +301,7 @@ pub fn pipeline(data: &[u8]) {
         lab.pipeline.http_counters().requests,
         lab.requests.len() as u64
     );
+    together(again, &lab);
     judge(&lab, &flows, calm, wild);
 }
 
@@ -296,9 +353,7 @@ fn script(
             let ms = input.pick(&[1, 50, 100, 999, 1001, 2001, 31_000, 121_000, 3_700_000]);
             lab.now += ms * MS;
             if input.get::<bool>() {
-                let requests = &mut lab.requests;
-                lab.pipeline
-                    .advance(Timestamp(lab.now), &mut |r| requests.push(r.into_owned()));
+                lab.advance();
             }
             return;
         }

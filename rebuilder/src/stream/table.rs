@@ -1,21 +1,23 @@
 //! The flow table: finds the direction a segment belongs to, keeps time and caps.
 
-use crate::decode::{Plain, Segment, Seq, TcpFlags};
+use crate::decode::{Segment, Seq, TcpFlags};
 use crate::telemetry::PacketOutcome;
 use crate::time::Timestamp;
 
 use super::clock::FlowClock;
 use super::direction::{Direction, Env, Part, cost_of};
-use super::flow::{Flow, FlowKey, Name, Place, PlainKey, PlainName, Side};
-use super::flows::{Flows, NIL, size};
+use super::flow::{Flow, FlowKey, Name, Place, Side};
+use super::flows::{Flows, size};
 use super::held::RUN_BYTES;
 use super::isn::IsnCache;
-use super::offset::{advance, index};
-use super::{AHEAD, DirectionId, End, Endpoints, Sink, StreamOptions};
+use super::offset::advance;
+use super::{DirectionId, End, Endpoints, Sink, StreamOptions};
 use crate::budget::{Budget, Source};
 
-/// How many flows are taken to be near by because memory was asked for them last; a power of two.
-const ASKED: usize = 64;
+mod ahead;
+
+use ahead::Asked;
+pub use ahead::Named;
 
 /// Counts since the table was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -42,21 +44,6 @@ pub struct Stats {
     pub time_jumps: u64,
 }
 
-/// The flow that a plain segment belongs to, and the side that sent it.
-#[derive(Clone, Copy, Debug)]
-pub struct Named {
-    name: PlainName,
-    side: Side,
-}
-
-impl Named {
-    /// Nobody's, to be written over.
-    pub const NONE: Self = Self {
-        name: PlainName::NONE,
-        side: Side::Low,
-    };
-}
-
 /// What the way of most packets looks at.
 #[derive(Clone, Copy)]
 struct Next<'a> {
@@ -65,6 +52,18 @@ struct Next<'a> {
     ack: Seq,
     ts: Timestamp,
     payload: &'a [u8],
+}
+
+impl<'a> Next<'a> {
+    fn of(seg: &Segment<'a>) -> Self {
+        Self {
+            flags: seg.flags,
+            seq: seg.seq,
+            ack: seg.ack,
+            ts: seg.ts,
+            payload: seg.payload,
+        }
+    }
 }
 
 /// The connections of one worker. See the module's documentation for what it promises.
@@ -80,8 +79,7 @@ pub struct Streams {
     budget: Budget,
     stats: Stats,
     next_id: u64,
-    /// Hashes and slots of the flows that memory was asked for last.
-    asked: [(u64, u32); ASKED],
+    asked: Asked,
     /// Every segment goes the full way, so that both ways can be compared.
     #[cfg(test)]
     pub(super) never_plain: bool,
@@ -100,7 +98,7 @@ impl Streams {
             budget: Budget::new(opts.total_cap),
             stats: Stats::default(),
             next_id: 0,
-            asked: [(0, NIL); _],
+            asked: ahead::NOTHING,
             #[cfg(test)]
             never_plain: false,
             opts,
@@ -112,80 +110,6 @@ impl Streams {
     pub fn push(&mut self, seg: &Segment<'_>, sink: &mut impl Sink) -> PacketOutcome {
         let now = self.clock.observe(seg.ts);
         self.push_at(now, seg, sink)
-    }
-
-    /// The same for one that was named before.
-    #[inline]
-    pub fn push_named(
-        &mut self,
-        seg: &Plain<'_>,
-        named: &Named,
-        sink: &mut impl Sink,
-    ) -> PacketOutcome {
-        let now = self.clock.observe(seg.ts);
-        if now >= self.next_due {
-            self.expire(now, sink);
-        }
-        let Some(slot) = self.flows.find_plain(&named.name) else {
-            return self.push_unknown(&seg.segment(), named.name.general(), named.side, sink);
-        };
-        if slot != named.name.slot {
-            self.asked[index(named.name.hash) % ASKED] = (named.name.hash, slot);
-        }
-        self.flows.touch(slot, now);
-        let next = Next {
-            flags: seg.flags,
-            seq: seg.seq,
-            ack: seg.ack,
-            ts: seg.ts,
-            payload: seg.payload,
-        };
-        match self.push_plain(slot, &next, named.side, sink) {
-            Some(outcome) => outcome,
-            None => self.push_full(slot, &seg.segment(), named.name.general(), named.side, sink),
-        }
-    }
-
-    /// Names the flow of a segment, and asks memory for what tells where it is.
-    #[inline]
-    pub fn name(&self, seg: &Plain<'_>, named: &mut Named) {
-        let (key, side) = PlainKey::of(self.opts.flow_scope, seg);
-        let hash = key.hash(self.opts.hash);
-        self.flows.prefetch_place(hash);
-        let slot = NIL;
-        *named = Named {
-            name: PlainName { key, hash, slot },
-            side,
-        };
-    }
-
-    /// Asks memory for what is held of the flows that are named, so that it is near by when their segments are taken.
-    /// Each loop asks for many things at once, where one segment after the other would wait for each.
-    pub fn look_ahead(&mut self, named: &mut [Named]) {
-        let mut slots = [NIL; AHEAD];
-        let mut count = 0;
-        for Named { name, side } in named {
-            // What a flow had a moment ago is still near by: packets come in trains.
-            let asked = &mut self.asked[index(name.hash) % ASKED];
-            if asked.0 != name.hash {
-                let slot = self.flows.probably(name.hash).unwrap_or(NIL);
-                *asked = (name.hash, slot);
-                if slot == NIL {
-                    self.isns.prefetch(name.tag(*side));
-                } else if let Some(place) = slots.get_mut(count) {
-                    *place = slot;
-                    count += 1;
-                }
-            }
-            name.slot = asked.1;
-        }
-        let slots = || slots.iter().take(count);
-        for slot in slots() {
-            self.flows.prefetch(*slot);
-        }
-        for flow in slots().filter_map(|slot| self.flows.get(*slot)) {
-            flow.prefetch_directions();
-        }
     }
 
     /// Takes a segment that came past the packets that wait to be read, from a worker that may be ahead of this one. Its
@@ -211,17 +135,10 @@ impl Streams {
             return self.push_unknown(seg, name, side, sink);
         };
         self.flows.touch(slot, now);
-        if seg.cut == 0 {
-            let next = Next {
-                flags: seg.flags,
-                seq: seg.seq,
-                ack: seg.ack,
-                ts: seg.ts,
-                payload: seg.payload,
-            };
-            if let Some(outcome) = self.push_plain(slot, &next, side, sink) {
-                return outcome;
-            }
+        if seg.cut == 0
+            && let Some(outcome) = self.push_plain(slot, &Next::of(seg), side, sink)
+        {
+            return outcome;
         }
         self.push_full(slot, seg, name, side, sink)
     }

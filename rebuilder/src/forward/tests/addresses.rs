@@ -118,7 +118,9 @@ fn an_address_that_takes_connections_and_answers_nothing_gets_few() {
     }
     worker.run_idle(5);
     assert_eq!(worker.outcomes(), [(Delivered2xx, sent)]);
-    assert!(good.connections() > 20, "{}", good.connections());
-    // Those that were opened before the first had failed, and what was charged and goes alone.
-    assert!(bad.connections() <= 8, "{}", bad.connections());
+    let (good, bad) = (good.connections(), bad.connections());
+    assert!(good > 20, "{good}");
+    // Those that were opened before the first had failed, what was charged and goes alone, and a try each time that it may
+    // have recovered, of which a slow machine has time for more. Spread evenly, both would have as many.
+    assert!(bad * 3 <= good, "{bad} beside {good}");
 }
