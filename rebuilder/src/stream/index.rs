@@ -3,7 +3,6 @@
 //! Open addressing, linear, in entries of eight bytes. hashbrown's tables are as good at finding, but do not say which memory
 //! they will look at; of tens of thousands of flows an entry is in no near cache, and each packet would wait for it.
 
-use super::flows::NIL;
 use super::offset::index;
 use crate::prefetch::prefetch;
 
@@ -148,7 +147,7 @@ fn entries_for(slots: usize) -> usize {
 /// The slot of an entry that is not empty.
 #[allow(clippy::cast_possible_truncation)]
 const fn slot(entry: u64) -> u32 {
-    debug_assert!(entry as u32 != 0 && NIL == u32::MAX);
+    debug_assert!(entry as u32 != 0);
     (entry as u32).wrapping_sub(1)
 }
 

@@ -56,16 +56,19 @@ impl IsnCache {
         }
     }
 
+    fn place(&self, tag: u64) -> usize {
+        super::offset::index(tag) & (self.sets.len() - 1)
+    }
+
     fn set(&mut self, tag: u64) -> Option<&mut [Option<Entry>; WAYS]> {
-        let at = super::offset::index(tag) & (self.sets.len() - 1);
+        let at = self.place(tag);
         self.sets.get_mut(at)
     }
 
     /// Asks memory for what is held of the SYNs of a direction.
     #[inline]
     pub(super) fn prefetch(&self, tag: u64) {
-        let at = super::offset::index(tag) & (self.sets.len() - 1);
-        if let Some(set) = self.sets.get(at) {
+        if let Some(set) = self.sets.get(self.place(tag)) {
             prefetch(set, usize::MAX);
         }
     }
