@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import product
+from botocore.exceptions import ClientError
 from conftest import Cloud
 
 BOTH = ["attach", "reconcile"]
@@ -52,10 +54,18 @@ class Scene:
 
     def set(self) -> None:
         """Everything that a run has to do is to be done again."""
-        self.clear()
-        self.kept = self.add("drifted", BASE, ours=True, TrafficMirrorFilterId=self.other_filter)
-        self.add("unselected", BASE, ours=True)
-        self.add("right", BASE, ours=True)
+        # A create of a function that was killed may still be carried out when everything has been cleared.
+        for _ in range(5):
+            self.clear()
+            try:
+                self.kept = self.add("drifted", BASE, ours=True, TrafficMirrorFilterId=self.other_filter)
+                self.add("unselected", BASE, ours=True)
+                self.add("right", BASE, ours=True)
+                return
+            except ClientError as e:
+                taken = e
+                time.sleep(0.5)
+        raise taken
 
     def clear(self) -> None:
         """No session of ours is left."""
