@@ -24,6 +24,7 @@ from .faults import Faults
 from .gate import Gate
 from .runtime import Runtimes
 from .server import Application, as_json
+from .signals import Signals
 from .traffic import Traffic
 
 
@@ -45,8 +46,8 @@ class Account:
         balancers.install()
         managed.install(self._bus)
         leaving = lifecycle.install(self._bus)
-        answers = CustomResources(endpoint)
-        cloudformation.install(endpoint, answers)
+        answers, signals = CustomResources(endpoint), Signals()
+        cloudformation.install(endpoint, answers, signals)
         route = self.application.route
 
         def answered(path: str, body: bytes) -> tuple[int, bytes, str]:
@@ -62,6 +63,8 @@ class Account:
             "GET", "/_lab/environments/", lambda name, _: as_json({"environments": self._runtimes.environments(name)})
         )
 
+        route("GET", "/_lab/signals", lambda _path, _body: as_json(signals.view()))
+        route("POST", "/_lab/signals", lambda _path, body: as_json(signals.set(body)))
         route("GET", "/_lab/leaving", lambda _path, _body: as_json(leaving.view()))
         route("POST", "/_lab/deregister/", lambda order, _body: as_json(leaving.deregister(order)))
         route("POST", "/_lab/tell", lambda _path, body: as_json({"rules": self._bus.offer_to_all(json.loads(body))}))

@@ -16,6 +16,7 @@ from moto.ssm.models import ssm_backends
 from .custom import CustomResources
 from .records import ChangeSet, Event, Refused, Resource, Stack
 from .resources.kind import Calls
+from .signals import Signals
 from .stacks import Stacks
 from .templates import Lookups, TemplateError, as_text, parse
 
@@ -25,9 +26,10 @@ PAGE = 100
 class _Service:
     """The stacks of every region that was used."""
 
-    def __init__(self, endpoint: str, custom: CustomResources):
+    def __init__(self, endpoint: str, custom: CustomResources, signals: Signals):
         self._endpoint = endpoint
         self._custom = custom
+        self._signals = signals
         self._regions: dict[tuple[str, str], Stacks] = {}
         self._lock = threading.Lock()
 
@@ -39,6 +41,7 @@ class _Service:
                     region,
                     Calls(self._endpoint, region),
                     self._custom,
+                    self._signals,
                     _lookups(account, region),
                     lambda zones_of: sorted(
                         z.name for z in ec2_backends[account][zones_of].describe_availability_zones()
@@ -74,8 +77,8 @@ def _lookups(account: str, region: str) -> Lookups:
     return Lookups(ssm_parameter, attribute, exists)
 
 
-def install(endpoint: str, custom: CustomResources) -> None:
-    service = _Service(endpoint, custom)
+def install(endpoint: str, custom: CustomResources, signals: Signals) -> None:
+    service = _Service(endpoint, custom, signals)
     # moto's own models need reshaping on the way out; what is answered here has CloudFormation's shapes already.
     CloudFormationResponse.RESPONSE_KEY_PATH_TO_TRANSFORMER = {}
     for action in (
@@ -273,8 +276,7 @@ def _resource(stack: Stack, resource: Resource) -> dict[str, Any]:
 
 
 def _signal_resource(call: _Call) -> dict[str, Any]:
-    # Nothing waits for signals here (see resources.scaling); the resource must exist all the same.
-    _of(call.stacks.find(call.get("StackName")), call.get("LogicalResourceId"))
+    call.stacks.signal(call.get("StackName"), call.get("LogicalResourceId"), call.get("UniqueId"), call.get("Status"))
     return {}
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import functions
-from .resources.kind import Context, Failed, Made, Properties
+from .resources.kind import Context, Failed, HalfMade, Made, Properties
 from .server import as_json
 
 log = logging.getLogger("emulator.custom")
@@ -39,12 +39,8 @@ class _Request:
     answers: queue.Queue[dict[str, Any] | str]
 
 
-class FailedAnswer(Failed):
-    """The function answered FAILED, or never. ``physical_id`` is what a rollback must send Delete for."""
-
-    def __init__(self, reason: str, physical_id: str):
-        super().__init__(reason)
-        self.physical_id = physical_id
+class FailedAnswer(HalfMade):
+    """The function answered FAILED, or never. A rollback must send it Delete."""
 
 
 class CustomResources:

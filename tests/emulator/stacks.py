@@ -14,10 +14,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from . import sam, templates
-from .custom import CustomResources, FailedAnswer
+from .custom import CustomResources
 from .records import ChangeSet, Event, Plan, Refused, Resource, Stack, now
 from .resources import TYPES, Context, Failed, Kind, Made
-from .resources.kind import Calls, Properties, reason
+from .resources.kind import Calls, HalfMade, Properties, reason
+from .signals import Signals
 from .templates import Lookups, Scope, TemplateError
 
 log = logging.getLogger("emulator.stacks")
@@ -44,6 +45,7 @@ class Stacks:
         region: str,
         call: Calls,
         custom: CustomResources,
+        signals: Signals,
         lookups: Lookups,
         zones: Callable[[str], list[str]],
     ):
@@ -51,6 +53,7 @@ class Stacks:
         self._region = region
         self._call = call
         self._custom = custom
+        self._signals = signals
         self._lookups = lookups
         self._zones = zones
         self._lock = threading.RLock()
@@ -125,7 +128,7 @@ class Stacks:
                 # Nothing new begins, custom resources are not waited for, and what was made goes.
                 stack.cancelled = True
                 self._turn(stack, "DELETE_IN_PROGRESS", "User Initiated")
-                self._custom.cancel(stack.id)
+                self._cancel(stack)
                 return
             if stack.busy:
                 raise Refused(f"Stack:{stack.id} is in {stack.status} state and can not be deleted.")
@@ -238,7 +241,7 @@ class Stacks:
             if not stack.cancelled:
                 self._turn(stack, "CREATE_IN_PROGRESS", "User Initiated")
         failed = self._walk(
-            plan.graph, lambda name: self._make(stack, plan, name), stop=lambda: self._custom.cancel(stack.id),
+            plan.graph, lambda name: self._make(stack, plan, name), stop=lambda: self._cancel(stack),
             halted=lambda: stack.cancelled,
         )  # fmt: skip
         with self._lock:
@@ -332,12 +335,11 @@ class Stacks:
         made, properties = Made(""), {}
         try:
             properties = templates.resolve(declared.get("Properties") or {}, self._scope_of(stack, plan))
-            made = self._made(self._context(stack, name), kind, properties)
+            made = self._made(self._context(stack, name, plan, "CREATE_IN_PROGRESS"), kind, properties)
         except Exception as failed:
             why = _expected(failed)
             self._say(stack, name, "", kind, "CREATE_FAILED", why)
-            if isinstance(failed, FailedAnswer):
-                # A custom resource may have made something before it failed: the rollback sends it Delete.
+            if isinstance(failed, HalfMade):
                 with self._lock:
                     stack.resources[name] = _resource(
                         plan, name, Made(failed.physical_id), properties, "CREATE_FAILED", why
@@ -366,7 +368,8 @@ class Stacks:
             return None
         self._say(stack, name, held.made.id, kind, "UPDATE_IN_PROGRESS")
         try:
-            made = self._changed(self._context(stack, name), kind, held, properties)
+            context = self._context(stack, name, plan, "UPDATE_IN_PROGRESS")
+            made = self._changed(context, kind, held, properties)
         except Exception as failed:
             why = _expected(failed)
             with self._lock:
@@ -525,8 +528,34 @@ class Stacks:
                     return output["OutputValue"]
         raise TemplateError(f"No export named {name} found.")
 
-    def _context(self, stack: Stack, logical_id: str) -> Context:
-        return Context(stack.name, stack.id, self._account, self._region, logical_id, self._call)
+    def _context(self, stack: Stack, logical_id: str, plan: Plan | None = None, status: str = "") -> Context:
+        """With the policies that the plan gives the resource, where there is one."""
+        declared = plan.template["Resources"][logical_id] if plan else {}
+        policies = {key: declared[key] for key in ("CreationPolicy", "UpdatePolicy") if key in declared}
+
+        def say(text: str) -> None:
+            held = stack.resources.get(logical_id)
+            self._say(stack, logical_id, held.made.id if held else "", declared.get("Type", ""), status, text)
+
+        return Context(
+            stack.name, stack.id, self._account, self._region, logical_id, self._call,
+            templates.resolve(policies, self._scope_of(stack, plan)) if plan else {}, self._signals, say,
+        )  # fmt: skip
+
+    def _cancel(self, stack: Stack) -> None:
+        self._custom.cancel(stack.id)
+        self._signals.cancel(stack.id)
+
+    def signal(self, name: str, logical_id: str, unique: str, status: str) -> None:
+        stack = self.find(name)
+        if stack.plan is None or logical_id not in stack.plan.included:
+            raise Refused(f"Resource {logical_id} does not exist for stack {stack.name}")
+
+        def state() -> str:
+            held = stack.resources.get(logical_id)
+            return held.status if held else "CREATE_IN_PROGRESS"
+
+        self._signals.give(stack.id, logical_id, unique, status, state)
 
     def _turn(self, stack: Stack, status: str, why: str | None = None) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import string
 from collections.abc import Callable, Iterable
@@ -19,6 +20,14 @@ Properties = dict[str, Any]
 
 class Failed(Exception):
     """The resource could not be made, changed or removed; the text is the reason that the stack shows."""
+
+
+class HalfMade(Failed):
+    """It failed, and something of it exists: ``physical_id`` is what a rollback must remove."""
+
+    def __init__(self, reason: str, physical_id: str):
+        super().__init__(reason)
+        self.physical_id = physical_id
 
 
 @dataclass
@@ -95,6 +104,11 @@ class Context:
     region: str
     logical_id: str
     call: Calls
+    policies: dict[str, Any] = field(default_factory=dict)
+    """Its CreationPolicy and its UpdatePolicy."""
+    signals: Any = None
+    say: Callable[[str], None] = lambda _text: None
+    """Writes a line into the stack's events, under the resource's present status."""
 
     def name(self, longest: int = 255, *, lower: bool = False) -> str:
         """A physical name of CloudFormation's form: stack, logical id, twelve random characters."""
@@ -151,6 +165,18 @@ def reason(failed: Exception) -> str:
     if isinstance(failed, KeyError):
         return f"Properties validation failed: required key {failed} not found"
     return str(failed) or type(failed).__name__
+
+
+_DURATION = re.compile(r"PT(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)S)?")
+
+
+def seconds(duration: str) -> float:
+    """Of an ISO 8601 duration as CloudFormation's policies take it: hours, minutes and seconds."""
+    found = _DURATION.fullmatch(duration)
+    if not found or not any(found.groups()):
+        raise Failed(f"Invalid time format: {duration}")
+    hours, minutes, rest = (int(part or 0) for part in found.groups())
+    return hours * 3600 + minutes * 60 + rest
 
 
 def without(properties: Properties, *names: str) -> Properties:

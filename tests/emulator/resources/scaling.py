@@ -1,14 +1,13 @@
 """Auto Scaling groups, hooks and policies.
 
-No instance runs its user data here, so none signals: a CreationPolicy or a rolling update that waits for signals takes
-an instance in service for its signal.
+What a CreationPolicy or a rolling update waits for: see emulator.signals.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from .kind import Context, Failed, Kind, Made, Properties, only, without
+from .kind import Context, Failed, HalfMade, Kind, Made, Properties, only, seconds, without
 
 _NOT_IN_THE_CALL = (
     "AutoScalingGroupName", "VPCZoneIdentifier", "Tags", "MetricsCollection", "LaunchTemplate", "MixedInstancesPolicy",
@@ -33,17 +32,32 @@ def _tags(name: str, properties: Properties) -> list[dict[str, Any]] | None:
 
 def _create_group(context: Context, properties: Properties) -> Made:
     name = properties.get("AutoScalingGroupName") or context.name()
-    context.call(
-        "autoscaling", "CreateAutoScalingGroup",
-        **without(properties, *_NOT_IN_THE_CALL), **_arguments(name, properties), Tags=_tags(name, properties),
-    )  # fmt: skip
-    for collection in properties.get("MetricsCollection", []):
-        context.call("autoscaling", "EnableMetricsCollection", AutoScalingGroupName=name, **collection)
+    with context.signals.opened(context.stack_id, context.logical_id) as box:
+        context.call(
+            "autoscaling", "CreateAutoScalingGroup",
+            **without(properties, *_NOT_IN_THE_CALL), **_arguments(name, properties), Tags=_tags(name, properties),
+        )  # fmt: skip
+        for collection in properties.get("MetricsCollection", []):
+            context.call("autoscaling", "EnableMetricsCollection", AutoScalingGroupName=name, **collection)
+        try:
+            _wait_for_signals(context, box)
+        except Failed as failed:
+            raise HalfMade(str(failed), name) from None
     running = len(_instances(context, name))
     wanted = int(properties.get("DesiredCapacity") or properties["MinSize"])
     if running < wanted:
         raise Failed(f"Received 0 SUCCESS signal(s) out of {wanted}: {running} instances of {name} run")
     return Made(name)
+
+
+def _wait_for_signals(context: Context, box: Any) -> None:
+    """CreationPolicy: ``Count`` is 1 and ``Timeout`` five minutes where they are not given."""
+    policy = context.policies.get("CreationPolicy")
+    if not policy or not context.signals.waited_for:
+        return
+    wanted = policy.get("ResourceSignal") or {}
+    percent = float((policy.get("AutoScalingCreationPolicy") or {}).get("MinSuccessfulInstancesPercent", 100))
+    context.signals.require(box, int(wanted.get("Count", 1)), seconds(str(wanted.get("Timeout", "PT5M"))), percent)
 
 
 def _update_group(context: Context, made: Made, old: Properties, new: Properties) -> Made:
