@@ -20,6 +20,7 @@ use rebuilder::receive::udp::UdpOptions;
 use rebuilder::receive::{Receive, ReceiveOptions};
 use rebuilder::replay::{self, ReplayOptions};
 use rebuilder::run::{self, Incomplete, RequestSelection, RunOptions};
+use rebuilder::selftest;
 use rebuilder::stream::{FlowScope, OverlapPolicy, StreamOptions};
 use rebuilder::telemetry::AdminOptions;
 use rebuilder::units::{parse_bytes, parse_duration};
@@ -37,6 +38,8 @@ struct Cli {
 enum Command {
     /// Receive mirrored packets and forward the requests in them.
     Run(Box<RunArgs>),
+    /// Test with the settings of `run`, on other ports, whether mirrored packets become requests here; ends in a second.
+    SelfTest(Box<RunArgs>),
     /// Print the requests in a capture file (pcap or pcapng, gzipped or not).
     Inspect(InspectArgs),
     /// Send a capture file as mirrored packets.
@@ -282,6 +285,7 @@ pub(crate) fn main() -> ExitCode {
     match parsed {
         Ok(cli) => match cli.command {
             Command::Run(args) => run(*args),
+            Command::SelfTest(args) => self_test(*args),
             Command::Inspect(args) => inspect(args),
             Command::Replay(args) => replay(args),
         },
@@ -352,85 +356,102 @@ fn finish<E: Display>(result: Result<(), E>) -> ExitCode {
 }
 
 fn run(args: RunArgs) -> ExitCode {
+    log("info");
+    finish(run::run(&args.into()))
+}
+
+fn self_test(args: RunArgs) -> ExitCode {
+    // Its only news are the warnings and how it went.
+    log("warn");
+    finish(selftest::run(&args.into()).map(|report| {
+        let _ = writeln!(io::stdout(), "rebuilder: {report}");
+    }))
+}
+
+fn log(level: &str) {
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_env_filter(
-            EnvFilter::try_from_env("REBUILDER_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
+            EnvFilter::try_from_env("REBUILDER_LOG").unwrap_or_else(|_| EnvFilter::new(level)),
         )
         .with_target(false)
         // It would report a broken stderr to stderr and panic: a reader that went away must not end the rebuilder.
         .log_internal_errors(false)
         .init();
-    let workers = args.workers.map_or_else(
-        || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        usize::from,
-    );
-    // Caps are given for the whole process; each worker gets its share.
-    let share = |bytes: usize| bytes / workers;
-    let options = RunOptions {
-        listen: args.listen,
-        workers,
-        admin: AdminOptions { listen: args.admin },
-        drain_timeout: args.drain_timeout,
-        receive: ReceiveOptions {
-            by: match args.receive {
-                ReceiveArg::Auto => Receive::Auto,
-                ReceiveArg::Ring => Receive::Ring,
-                ReceiveArg::Socket => Receive::Socket,
-            },
-            ring: RingOptions {
-                bytes: args.ring_bytes,
-                ..RingOptions::default()
-            },
-            udp: UdpOptions {
-                receive_buffer: args.receive_buffer,
-            },
-        },
-        pipeline: PipelineOptions {
-            decode: args.frames.into(),
-            stream: StreamOptions {
-                flow_scope: match args.flow_scope {
-                    Scope::Global => FlowScope::Global,
-                    Scope::Vni => FlowScope::Vni,
+}
+
+impl From<RunArgs> for RunOptions {
+    fn from(args: RunArgs) -> Self {
+        let workers = args.workers.map_or_else(
+            || std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            usize::from,
+        );
+        // Caps are given for the whole process; each worker gets its share.
+        let share = |bytes: usize| bytes / workers;
+        RunOptions {
+            listen: args.listen,
+            workers,
+            admin: AdminOptions { listen: args.admin },
+            drain_timeout: args.drain_timeout,
+            receive: ReceiveOptions {
+                by: match args.receive {
+                    ReceiveArg::Auto => Receive::Auto,
+                    ReceiveArg::Ring => Receive::Ring,
+                    ReceiveArg::Socket => Receive::Socket,
                 },
-                overlap: args.overlap.policy(),
-                total_cap: share(args.held_bytes) / 2,
-                ..StreamOptions::default()
+                ring: RingOptions {
+                    bytes: args.ring_bytes,
+                    ..RingOptions::default()
+                },
+                udp: UdpOptions {
+                    receive_buffer: args.receive_buffer,
+                },
             },
-            http: HttpOptions {
-                max_held: share(args.held_bytes) / 2,
-                trust: args.client.trust,
-                proxy_from: args.client.proxy_from,
-                hop_persist: matches!(args.hop_by_hop, Hop::Persist),
-                ..HttpOptions::default()
+            pipeline: PipelineOptions {
+                decode: args.frames.into(),
+                stream: StreamOptions {
+                    flow_scope: match args.flow_scope {
+                        Scope::Global => FlowScope::Global,
+                        Scope::Vni => FlowScope::Vni,
+                    },
+                    overlap: args.overlap.policy(),
+                    total_cap: share(args.held_bytes) / 2,
+                    ..StreamOptions::default()
+                },
+                http: HttpOptions {
+                    max_held: share(args.held_bytes) / 2,
+                    trust: args.client.trust,
+                    proxy_from: args.client.proxy_from,
+                    hop_persist: matches!(args.hop_by_hop, Hop::Persist),
+                    ..HttpOptions::default()
+                },
             },
-        },
-        forward: ForwardOptions {
-            connections: usize::from(args.connections),
-            queue_bytes: share(args.queue_bytes),
-            inflight_bytes: share(args.inflight_bytes),
-            answer_timeout: args.answer_timeout,
-            xff: match args.xff {
-                Xff::Line => XffStyle::Line,
-                Xff::Append => XffStyle::Append,
+            forward: ForwardOptions {
+                connections: usize::from(args.connections),
+                queue_bytes: share(args.queue_bytes),
+                inflight_bytes: share(args.inflight_bytes),
+                answer_timeout: args.answer_timeout,
+                xff: match args.xff {
+                    Xff::Line => XffStyle::Line,
+                    Xff::Append => XffStyle::Append,
+                },
+                hop_by_hop: match args.hop_by_hop {
+                    Hop::Persist => HopByHop::Persist,
+                    Hop::Keep => HopByHop::Keep,
+                },
+                ca_file: args.forward_ca,
+                target: args.forward,
+                ..ForwardOptions::default()
             },
-            hop_by_hop: match args.hop_by_hop {
-                Hop::Persist => HopByHop::Persist,
-                Hop::Keep => HopByHop::Keep,
+            selection: RequestSelection {
+                incomplete: match args.incomplete {
+                    IncompleteArg::Forward => Incomplete::Forward,
+                    IncompleteArg::Drop => Incomplete::Drop,
+                },
+                health_checks_from: args.ignore_health_checks,
             },
-            ca_file: args.forward_ca,
-            target: args.forward,
-            ..ForwardOptions::default()
-        },
-        selection: RequestSelection {
-            incomplete: match args.incomplete {
-                IncompleteArg::Forward => Incomplete::Forward,
-                IncompleteArg::Drop => Incomplete::Drop,
-            },
-            health_checks_from: args.ignore_health_checks,
-        },
-    };
-    finish(run::run(&options))
+        }
+    }
 }
 
 fn inspect(args: InspectArgs) -> ExitCode {

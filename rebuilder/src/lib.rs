@@ -22,6 +22,7 @@ mod prefetch;
 pub mod receive;
 pub mod replay;
 pub mod run;
+pub mod selftest;
 pub mod stream;
 pub mod telemetry;
 pub mod time;

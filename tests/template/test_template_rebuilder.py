@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 import zipfile
 
 import pytest
@@ -36,7 +37,7 @@ def test_the_boot_script_is_bash(script):
 
 @tool("shellcheck")
 def test_shellcheck_finds_nothing(script):
-    subprocess.run(["shellcheck", script, SERVICE / "install"], check=True)
+    subprocess.run(["shellcheck", script, SERVICE / "install", SERVICE / "backoff"], check=True)
 
 
 # ---- The boot script, run --------------------------------------------------------------------------------------------
@@ -239,7 +240,7 @@ def test_systemd_understands_the_unit(tmp_path):
     unit = tmp_path / "rebuilder.service"
     text = (SERVICE / "rebuilder.service").read_text()
     assert "\nExecStart=/usr/local/bin/rebuilder run\n" in text
-    unit.write_text(text.replace("/usr/local/bin/rebuilder", "/bin/true"))
+    unit.write_text(re.sub(r"/usr/local/\S+", "/bin/true", text))
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -262,16 +263,90 @@ def test_the_service_may_open_a_packet_ring_and_nothing_else_of_root_s():
     assert "PrivateUsers" not in unit
 
 
+def test_a_rebuilder_starts_only_where_a_request_came_out_whole():
+    # In this order, and with no sign (+, !, -) that would take a command out of the unit's sandbox or forgive it.
+    lines = (SERVICE / "rebuilder.service").read_text().splitlines()
+    assert [line for line in lines if line.startswith("ExecStart")] == [
+        "ExecStartPre=/usr/local/libexec/rebuilder-backoff pause",
+        "ExecStartPre=/usr/local/bin/rebuilder self-test",
+        "ExecStart=/usr/local/bin/rebuilder run",
+    ]
+
+
+def test_the_rebuilders_own_caps_fit_below_the_units():
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    cli = (stack.ROOT / "rebuilder/src/cli.rs").read_text()
+    caps = re.findall(r'env = "REBUILDER_(?:QUEUE|INFLIGHT|HELD)_BYTES", default_value = "(\d+)([KMG])"', cli)
+    assert len(caps) == 3
+    # A worker has 14 MiB besides (rebuilder/README.md), and the program itself takes some.
+    most = sum(int(n) * units[unit] for n, unit in caps) + 2 * (14 << 20) + (64 << 20)
+    unit = (SERVICE / "rebuilder.service").read_text()
+    share = int(re.search(r"^MemoryMax=(\d+)%$", unit, re.M)[1]) / 100
+    install = (SERVICE / "install").read_text()
+    least = int(re.search(r"^least_memory_kb=(\d+)$", install, re.M)[1]) * 1024
+    assert most < share * least
+
+
+class Backoff:
+    """The script that the unit runs before and after, with a `sleep` that only says how long."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "bin").mkdir()
+        (folder / "run").mkdir()
+        (folder / "bin/sleep").write_text(f'#!/bin/sh\necho "$1" >>"{folder}/slept"\n')
+        (folder / "bin/sleep").chmod(0o755)
+
+    def run(self, word, result="success"):
+        env = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "RUNTIME_DIRECTORY": str(self.folder / "run"),
+               "SERVICE_RESULT": result}  # fmt: skip
+        subprocess.run([SERVICE / "backoff", word], env=env, check=True)
+
+    def pause(self):
+        """Seconds before a start."""
+        slept = self.folder / "slept"
+        slept.write_text("")
+        self.run("pause")
+        return int(slept.read_text() or 0)
+
+
+def test_restarts_come_at_growing_distances_until_one_is_good(tmp_path):
+    backoff = Backoff(tmp_path)
+    pauses = []
+    for _ in range(9):
+        pauses.append(backoff.pause())
+        backoff.run("note", "exit-code")
+    assert pauses == [0, 1, 2, 4, 8, 16, 32, 60, 60]
+    backoff.run("note", "success")
+    assert backoff.pause() == 0
+    # Who ran for long begins anew.
+    for _ in range(5):
+        backoff.run("note", "signal")
+    (tmp_path / "run/started").write_text(str(int(time.time()) - 700))
+    backoff.run("note", "signal")
+    assert backoff.pause() == 1
+
+
+def test_a_pause_ends_before_systemd_loses_patience():
+    unit = dict(line.split("=", 1) for line in (SERVICE / "rebuilder.service").read_text().splitlines() if "=" in line[1:])
+    assert int(unit["TimeoutStartSec"]) > 60
+
+
 def test_draining_has_time_before_systemd_loses_patience():
     unit = dict(line.split("=", 1) for line in (SERVICE / "rebuilder.service").read_text().splitlines() if "=" in line[1:])
     assert int(unit["TimeoutStopSec"]) > 30  # rebuilder's --drain-timeout
 
 
-def test_a_socket_may_have_the_64_mb_that_lose_nothing():
-    (setting,) = [line for line in (SERVICE / "rebuilder.sysctl.conf").read_text().splitlines() if not line.startswith("#")]
-    key, value = setting.split(" = ")
-    assert key == "net.core.rmem_max"
-    assert int(value) >= 64 << 20
+def test_the_kernel_lets_a_rebuilder_receive_and_connect():
+    lines = (SERVICE / "rebuilder.sysctl.conf").read_text().splitlines()
+    settings = dict(line.split(" = ") for line in lines if not line.startswith("#"))
+    assert int(settings["net.core.rmem_max"]) >= 64 << 20
+    first, last = map(int, settings["net.ipv4.ip_local_port_range"].split())
+    assert last - first > 60_000
+    # Inside that range now, so they could be anybody's: what the rebuilder listens on.
+    reserved = settings["net.ipv4.ip_local_reserved_ports"].split(",")
+    doors = stack.Evaluated().resources("AWS::EC2::SecurityGroupIngress").values()
+    assert {str(door["Properties"]["FromPort"]) for door in doors} <= set(reserved)
 
 
 # ---- The instance and its doors --------------------------------------------------------------------------------------
@@ -364,7 +439,10 @@ def test_the_group_takes_the_instance_types_in_their_order(types):
 
 @tool("make")
 @pytest.mark.parametrize("old", [False, True], ids=["make", "make-3.81"])
-def test_the_layer_is_assembled_also_by_the_tools_of_macos(tmp_path, old):
+@pytest.mark.parametrize(
+    "arch, flag, machine", [(None, "--x86-64", "x86_64"), ("x86_64", "--x86-64", "x86_64"), ("arm64", "--arm64", "aarch64")]
+)
+def test_the_layer_is_assembled_also_by_the_tools_of_macos(tmp_path, old, arch, flag, machine):
     # GNU make 3.81 takes .ONESHELL and .SHELLFLAGS for names like any other. BSD install's -D is not GNU's: it takes an
     # argument.
     programs = tmp_path / "bin"
@@ -394,16 +472,31 @@ def test_the_layer_is_assembled_also_by_the_tools_of_macos(tmp_path, old):
     done = subprocess.run(
         ["make", "-f", makefile, f"ARTIFACTS_DIR={tmp_path}/artifacts", "build-RebuilderLayer"],
         cwd=stack.ROOT / "rebuilder",
-        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
+        env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", **({"REBUILDER_ARCH": arch} if arch else {})},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    # An x86_64 program, whatever this machine is.
-    assert "--x86-64" in (tmp_path / "asked").read_text()
-    files = {str(f.relative_to(tmp_path / "artifacts")): os.access(f, os.X_OK) for f in (tmp_path / "artifacts").glob("*/*")}
+    # A program for what was chosen, whatever this machine is.
+    assert flag in (tmp_path / "asked").read_text().split()
+    assert (tmp_path / "artifacts/machine").read_text() == f"{machine}\n"
+    found = [f for f in (tmp_path / "artifacts").rglob("*") if f.is_file()]
+    files = {str(f.relative_to(tmp_path / "artifacts")): os.access(f, os.X_OK) for f in found}
     assert files == {
+        "machine": False,
         "bin/rebuilder": True,
+        "service/backoff": True,
         "service/install": True,
         "service/rebuilder.service": False,
         "service/rebuilder.sysctl.conf": False,
     }
+
+
+@tool("make")
+def test_no_other_processor_is_built_for(tmp_path):
+    done = subprocess.run(
+        ["make", f"ARTIFACTS_DIR={tmp_path}", "build-RebuilderLayer"],
+        cwd=stack.ROOT / "rebuilder", env={**os.environ, "REBUILDER_ARCH": "riscv64"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "it must be x86_64 or arm64" in done.stderr
