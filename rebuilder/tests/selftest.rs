@@ -1,6 +1,10 @@
 //! `rebuilder self-test`, as a process.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on fails"
+)]
 
 mod program;
 mod wire;
