@@ -13,6 +13,7 @@ import yaml
 
 NOT_USED_HERE = {
     ("start", "*", "*"): "the rebuilders' instances do not boot in the emulator; the role is theirs",
+    ("node", "*", "*"): "the same, of the Wallarm nodes",
     ("continue", "*", "*"): "only a removal of more than 14 minutes continues in another run",
     ("*", "Log", "*"): "Lambda itself writes the log, with the role; the emulator writes it to a file",
 }

@@ -137,6 +137,14 @@ class Evaluated:
             if (kind is None or r["Type"] == kind) and ("Condition" not in r or self.condition(r["Condition"]))
         }
 
+    def outputs(self):
+        """Name -> value, of those whose condition holds."""
+        return {
+            name: self.value(o["Value"])
+            for name, o in self.template["Outputs"].items()
+            if "Condition" not in o or self.condition(o["Condition"])
+        }
+
     def properties(self, name):
         return self.value(self.template["Resources"][name].get("Properties", {}))
 

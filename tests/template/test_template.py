@@ -14,6 +14,14 @@ PARAMETERS = {
     "VpcId": ("AWS::EC2::VPC::Id", None),
     "SubnetIds": ("List<AWS::EC2::Subnet::Id>", None),
     "AnalyzerUrl": ("String", ""),
+    "WallarmAmiId": ("String", ""),
+    "WallarmTokenSecretArn": ("String", ""),
+    "WallarmHost": ("String", "api.wallarm.com"),
+    "AnalyzerBalancer": ("String", "alb"),
+    "NodeInstanceTypes": ("String", "t3.medium"),
+    "NodeMinSize": ("Number", 2),
+    "NodeMaxSize": ("Number", 6),
+    "NodeRequestsPerMinute": ("Number", 30000),
     "Selection": ("String", "tag:Mirror=true"),
     "HttpPorts": ("String", "80,8080"),
     "MirrorEgress": ("String", "false"),
@@ -28,6 +36,7 @@ PARAMETERS = {
     "SessionHeadroom": ("Number", 100),
     "SessionHourUsd": ("String", "0.015"),
     "Mirroring": ("String", "on"),
+    "Architecture": ("String", "x86_64"),
     "InstanceTypes": ("String", "c7i.large,c6i.large,m6i.large"),
     "MinSize": ("Number", 2),
     "MaxSize": ("Number", 10),
@@ -36,6 +45,8 @@ PARAMETERS = {
         "AWS::SSM::Parameter::Value<AWS::EC2::Image::Id>",
         "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64",
     ),
+    "ExistingTargetId": ("String", ""),
+    "HubSecurityGroups": ("String", ""),
 }
 
 ENVIRONMENT = {
@@ -109,9 +120,29 @@ def test_every_default_satisfies_its_own_constraint():
         ),
         (
             "InstanceTypes",
-            ["c7i.large", "c7i-flex.large,m6a.xlarge,t3.medium,x2idn.16xlarge"],
-            ["", "c7g.large", "t4g.micro", "c7i.large,c7gn.large", "im4gn.large", "c7i", "c7i.large, c6i.large",
-             ",".join(["c7i.large"] * 5)],
+            ["c7i.large", "c7i-flex.large,m6a.xlarge,t3.medium,x2idn.16xlarge", "c7g.large", "t4g.micro,c7gn.large,im4gn.large"],
+            ["", "c7i.large,c7gn.large", "c7g.large,c7i.large", "c7i", "c7g", "c7i.large, c6i.large",
+             ",".join(["c7i.large"] * 5), ",".join(["c7g.large"] * 5)],
+        ),
+        (
+            "NodeInstanceTypes",
+            ["t3.medium", "m6i.large,m5.large"],
+            ["", "t4g.medium", "m6i.large,m6g.large", "t3", "t3.medium,", "a1.b,c1.d,e1.f"],
+        ),
+        ("WallarmAmiId", ["", "ami-0123456789abcdef0", "ami-01234567"], ["ami", "ami-0123456789ABCDEF0", "ami-012345678", "tmt-01234567"]),
+        (
+            "WallarmTokenSecretArn",
+            ["", "arn:aws:secretsmanager:eu-west-1:123456789012:secret:wallarm/node-AbCdEf"],
+            # A token by mistake; and what would leave the quotes of the boot script.
+            ["dGhpcyBpcyBhIHRva2Vu", "wallarm", "arn:aws:secretsmanager:eu-west-1:123456789012:secret:x'$(id)'",
+             "arn:aws:secretsmanager:eu-west-1:123456789012:secret:*", "arn:aws:ssm:eu-west-1:123456789012:parameter/x"],
+        ),
+        ("WallarmHost", ["api.wallarm.com", "us1.api.wallarm.com"], ["", "https://api.wallarm.com", "a b", "x'", "-H", "api.wallarm.com/"]),
+        ("ExistingTargetId", ["", "tmt-0123456789abcdef0", "tmt-01234567"], ["tmt-*", "tmf-0123456789abcdef0", "tmt-"]),
+        (
+            "HubSecurityGroups",
+            ["", "sg-0123456789abcdef0", "sg-0123456789abcdef0,sg-01234567"],
+            ["sg-", "sg-01234567,", "sg-01234567, sg-01234567", "default"],
         ),
         (
             "SessionHourUsd",
@@ -133,11 +164,56 @@ def test_a_wrong_value_is_refused_before_anything_is_made(name, good, bad):
     assert [v for v in bad if re.fullmatch(pattern, v)] == []
 
 
-def test_an_empty_analyser_is_refused_with_the_remedy():
-    (assertion,) = stack.source()["Rules"]["AnAnalyserIsNamed"]["Assertions"]
-    assert stack.Evaluated(AnalyzerUrl="").value(assertion["Assert"]) is False
-    assert stack.Evaluated(AnalyzerUrl="http://waf").value(assertion["Assert"]) is True
-    assert "Set it to" in assertion["AssertDescription"]
+SECRET = "arn:aws:secretsmanager:eu-west-1:123456789012:secret:wallarm-AbCdEf"
+NODES = {"AnalyzerUrl": "", "WallarmAmiId": "ami-0123456789abcdef0", "WallarmTokenSecretArn": SECRET}
+SPOKE = {"AnalyzerUrl": "", "ExistingTargetId": "tmt-0123456789abcdef0"}
+
+
+def refusals(**parameters):
+    """What the rules say against these values. Of AWS-specific parameters they would ask the account."""
+    evaluated, found = stack.Evaluated(**parameters), []
+    for name, rule in stack.source()["Rules"].items():
+        if name != "SubnetsLieInTheVpc" and evaluated.value(rule.get("RuleCondition", True)):
+            found += [a["AssertDescription"] for a in rule["Assertions"] if not evaluated.value(a["Assert"])]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("parameters", "remedy"),
+    [
+        ({"AnalyzerUrl": "http://waf"}, None),
+        (NODES, None),
+        (SPOKE, None),
+        ({**SPOKE, "AnalyzerUrl": "http://waf"}, None),
+        ({"AnalyzerUrl": ""}, "Nobody analyses. Set AnalyzerUrl to"),
+        ({**NODES, "AnalyzerUrl": "http://waf"}, "Leave either AnalyzerUrl or WallarmAmiId empty"),
+        ({**NODES, "WallarmTokenSecretArn": ""}, "name the secret's ARN"),
+        ({**NODES, **SPOKE}, "Leave WallarmAmiId empty, or ExistingTargetId"),
+    ],
+    ids=["url", "nodes", "spoke", "spoke-and-url", "none", "two", "no-token", "spoke-and-nodes"],
+)
+def test_one_analyser_is_asked_for_and_what_is_missing_is_said_with_the_remedy(parameters, remedy):
+    found = refusals(**parameters)
+    assert found == [] if remedy is None else len(found) == 1 and remedy in found[0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "types", "refused"),
+    [
+        ("x86_64", "c7i.large,c6i.large", False),
+        ("x86_64", "g4dn.xlarge,g6.xlarge,p4de.24xlarge,u-6tb1.metal", False),
+        ("x86_64", "c7g.large", True),
+        ("arm64", "c7i.large", True),
+        ("arm64", "c7g.large,c6gn.large,m8gd.large,i8ge.large", False),
+        *(("arm64", f"{family}.large", False) for family in ("t4g", "x2gd", "g5g", "im4gn", "is4gen", "r9g", "c8gb", "hpc7g")),
+    ],
+)
+def test_instance_types_of_another_processor_are_refused_in_words(architecture, types, refused):
+    limit = stack.Evaluated(Architecture=architecture, InstanceTypes=types).resources("AWS::SSM::Parameter")
+    assert bool(limit) == refused
+    for p in (r["Properties"] for r in limit.values()):
+        assert p["AllowedPattern"] == "^$"
+        assert p["Value"] == f"InstanceTypes ({types}) are not of the processor that Architecture names ({architecture})"
 
 
 def test_the_loop_through_a_balanced_analyser_is_warned_of():
@@ -146,10 +222,12 @@ def test_the_loop_through_a_balanced_analyser_is_warned_of():
 
 
 def test_outputs_are_as_agreed():
-    found = {name: o["Value"] for name, o in stack.Evaluated().value(stack.transformed()["Outputs"]).items()}
-    assert found == {
+    assert stack.Evaluated().outputs() == {
         "MirrorTargetId": "<MirrorTarget>",
+        "MirrorTargetArn": "arn:aws:ec2:eu-west-1:123456789012:traffic-mirror-target/<MirrorTarget>",
         "MirrorFilterId": "<MirrorFilter>",
+        "AnalyzerAddress": "http://waf.example:8080",
+        "OwnSecurityGroups": "<BalancerSecurityGroup>,<RebuilderSecurityGroup>",
         "RebuilderGroup": "<RebuilderGroup>",
         "EventQueueUrl": "<EventQueue>",
         "DeadLetterQueueUrl": "<DeadLetterQueue>",
@@ -157,6 +235,36 @@ def test_outputs_are_as_agreed():
         "ReconcileFunction": "<ReconcileFunction.Arn>",
         "DrainFunction": "<DrainFunction.Arn>",
     }
+
+
+def test_outputs_of_other_kinds_of_stack():
+    nodes = stack.Evaluated(**NODES).outputs()
+    assert nodes["AnalyzerAddress"] == "http://<NodeAlb.DNSName>"
+    assert nodes["NodeGroup"] == "<NodeGroup>" and nodes["NodeRole"] == "<NodeRole.Arn>"
+    assert len(nodes["OwnSecurityGroups"].split(",")) == 4
+    assert stack.Evaluated(**NODES, AnalyzerBalancer="nlb").outputs()["AnalyzerAddress"] == "http://<NodeNlb.DNSName>"
+    assert stack.Evaluated(**SPOKE).outputs() == {
+        "MirrorTargetId": "tmt-0123456789abcdef0",
+        "MirrorFilterId": "<MirrorFilter>",
+        "EventQueueUrl": "<EventQueue>",
+        "DeadLetterQueueUrl": "<DeadLetterQueue>",
+        "AttachFunction": "<AttachFunction.Arn>",
+        "ReconcileFunction": "<ReconcileFunction.Arn>",
+    }
+
+
+def test_the_readme_has_the_parameters_and_outputs_in_the_words_of_the_template():
+    template = stack.source()
+    groups = template["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+    rows = []
+    for name in (name for group in groups for name in group["Parameters"]):
+        p = template["Parameters"][name]
+        default = "" if "Default" not in p else f"`{p['Default']}`" if p["Default"] != "" else '`""`'
+        rows.append(f"| `{name}` | {default} | {' '.join(p['Description'].split())} |")
+    assert len(rows) == len(template["Parameters"])
+    rows += [f"| `{name}` | {' '.join(o['Description'].split())} |" for name, o in template["Outputs"].items()]
+    readme = (stack.ROOT / "README.md").read_text().splitlines()
+    assert [row for row in rows if row not in readme] == []
 
 
 def test_there_is_one_transform_and_no_nested_stack():

@@ -22,8 +22,8 @@ def required(template):
         yield hook, SESSIONS
         for needed in ("RebuilderGroup", "DrainRule", "DrainPermission"):
             yield hook, needed
+    yield SESSIONS, "MirrorListener"
     for kind in (
-        "AWS::ElasticLoadBalancingV2::Listener",
         "AWS::EC2::TrafficMirrorTarget",
         "AWS::EC2::TrafficMirrorFilter",
         "AWS::EC2::TrafficMirrorFilterRule",
@@ -34,6 +34,9 @@ def required(template):
     yield SESSIONS, "ReconcileInvokesItself"
     # Beyond DESIGN: nobody is mirrored while nobody listens, and an instance can be asked how it is from its first second.
     yield SESSIONS, "RebuilderGroup"
+    yield SESSIONS, "NodeGroup"
+    for name in ("NodeAlbListener", "NodeNlbListener", "NodesAdmitRequests", "NodesAdmitHealthChecks"):
+        yield "NodeGroup", name
     yield "RebuilderGroup", "MirrorListener"
     yield "RebuilderGroup", "RebuildersAdmitMirroredPackets"
     yield "RebuilderGroup", "RebuildersAdmitHealthChecks"
@@ -74,7 +77,7 @@ def test_every_kind_of_the_order_is_there():
         "AWS::Events::Rule": 7,
         "AWS::AutoScaling::LifecycleHook": 1,
         "AWS::Lambda::EventSourceMapping": 1,
-        "AWS::ElasticLoadBalancingV2::Listener": 1,
+        "AWS::ElasticLoadBalancingV2::Listener": 3,
         "AWS::EC2::TrafficMirrorTarget": 1,
         "AWS::EC2::TrafficMirrorFilter": 1,
         "AWS::EC2::TrafficMirrorFilterRule": 14,
@@ -96,11 +99,11 @@ def test_each_depends_on_is_needed(name, needed):
     assert f"{name} must directly need {needed}" in violations(template)
 
 
-@pytest.mark.parametrize("key", ["ServiceToken", "TargetId", "FilterId"])
+@pytest.mark.parametrize("key", ["ServiceToken", "TargetId", "FilterId", "Listener", "RebuilderGroup", "NodeGroup"])
 def test_each_reference_of_the_custom_resource_is_needed(key):
     template = stack.transformed()
     properties = template["Resources"][SESSIONS]["Properties"]
-    (needed,) = stack.references(properties.pop(key))
+    (needed,) = stack.references(properties.pop(key)) & template["Resources"].keys()
     assert f"{SESSIONS} must directly need {needed}" in violations(template)
 
 
