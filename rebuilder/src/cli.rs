@@ -1,5 +1,8 @@
 //! Command line: each flag of `run` is also an environment variable `REBUILDER_…`. Exit codes: 0 done, 1 failed, 2 usage.
 
+#[cfg(feature = "cloudwatch")]
+mod publish;
+
 use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
 use std::net::SocketAddr;
@@ -44,6 +47,9 @@ enum Command {
     Inspect(InspectArgs),
     /// Send a capture file as mirrored packets.
     Replay(ReplayArgs),
+    /// Put the figures of the rebuilder on this machine into CloudWatch.
+    #[cfg(feature = "cloudwatch")]
+    Publish(publish::PublishArgs),
 }
 
 #[derive(Args)]
@@ -288,6 +294,8 @@ pub(crate) fn main() -> ExitCode {
             Command::SelfTest(args) => self_test(*args),
             Command::Inspect(args) => inspect(args),
             Command::Replay(args) => replay(args),
+            #[cfg(feature = "cloudwatch")]
+            Command::Publish(args) => finish(publish::run(args)),
         },
         Err(e)
             if e.use_stderr()

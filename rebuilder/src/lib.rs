@@ -19,6 +19,7 @@ pub mod inspect;
 pub mod keyed;
 pub mod pipeline;
 mod prefetch;
+pub mod publish;
 pub mod receive;
 pub mod replay;
 pub mod run;

@@ -1,4 +1,4 @@
-//! The `rebuilder` program: `run`, `inspect` and `replay`.
+//! The `rebuilder` program: `run`, `inspect`, `replay` and, with the feature `cloudwatch`, `publish`.
 
 mod cli;
 

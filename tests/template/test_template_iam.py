@@ -8,6 +8,7 @@ import stack
 # Actions for which IAM knows no resource. Source: "Actions, resources, and condition keys" of the service authorization
 # reference, where the row's resource column is empty.
 WITHOUT_RESOURCES = {
+    "cloudwatch:PutMetricData": "CloudWatch: metrics are no resources; its condition names the namespace",
     "ec2:DescribeInstances": "EC2: no Describe action takes a resource",
     "ec2:DescribeNetworkInterfaces": "EC2: no Describe action takes a resource",
     "ec2:DescribeTrafficMirrorSessions": "EC2: no Describe action takes a resource",

@@ -150,6 +150,16 @@ def test_every_setting_is_one_that_the_program_reads(machine):
     assert written - known == set()
 
 
+def test_the_publisher_is_told_its_stack_and_region_in_a_file_of_its_own(machine):
+    # Not in the rebuilder's, which needs neither; and install starts the publisher where this file is.
+    machine.boot()
+    settings = (machine.folder / "etc/mirrorfleet/metrics.env").read_text().split()
+    assert settings == [f"AWS_REGION={stack.PSEUDO['AWS::Region']}", f"REBUILDER_PUBLISH_STACK={stack.PSEUDO['AWS::StackName']}"]
+    source = (stack.ROOT / "rebuilder/src/cli/publish.rs").read_text()
+    assert 'env = "REBUILDER_PUBLISH_STACK"' in source
+    assert "-f /etc/mirrorfleet/metrics.env" in (SERVICE / "install").read_text()
+
+
 def test_a_damaged_layer_is_not_run_and_failure_is_signalled_with_the_reason(machine):
     machine.lambda_says(base64.b64encode(bytes(32)).decode())
     code, output = machine.boot()
@@ -235,21 +245,23 @@ def test_a_signal_that_nobody_waits_for_is_no_failure(machine):
 
 
 @tool("systemd-analyze")
-def test_systemd_understands_the_unit(tmp_path):
+@pytest.mark.parametrize(("name", "command"), [("rebuilder", "run"), ("rebuilder-metrics", "publish --state %t/rebuilder-metrics/put")])
+def test_systemd_understands_the_unit(tmp_path, name, command):
     # Verified where the program exists: systemd also checks that.
-    unit = tmp_path / "rebuilder.service"
-    text = (SERVICE / "rebuilder.service").read_text()
-    assert "\nExecStart=/usr/local/bin/rebuilder run\n" in text
-    unit.write_text(re.sub(r"/usr/local/\S+", "/bin/true", text))
+    unit = tmp_path / f"{name}.service"
+    text = (SERVICE / f"{name}.service").read_text()
+    assert f"\nExecStart=/usr/local/bin/rebuilder {command}\n" in text
+    unit.write_text(re.sub(r"/usr/local/\S+( publish.*)?", "/bin/true", text))
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @tool("systemd-analyze")
-def test_the_unit_exposes_little():
+@pytest.mark.parametrize(("unit", "most"), [("rebuilder.service", 19), ("rebuilder-metrics.service", 14)])
+def test_the_unit_exposes_little(unit, most):
     # 0 is locked away, 10 is open; a service without any of these settings has 9.6. The option counts in tenths. The
     # packet ring costs 0.4: CAP_NET_RAW, AF_PACKET, no user namespace of its own.
-    command = ["systemd-analyze", "security", "--offline=true", "--threshold=19", "--no-pager", SERVICE / "rebuilder.service"]
+    command = ["systemd-analyze", "security", "--offline=true", f"--threshold={most}", "--no-pager", SERVICE / unit]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-200:]
 
@@ -330,6 +342,20 @@ def test_restarts_come_at_growing_distances_until_one_is_good(tmp_path):
 def test_a_pause_ends_before_systemd_loses_patience():
     unit = dict(line.split("=", 1) for line in (SERVICE / "rebuilder.service").read_text().splitlines() if "=" in line[1:])
     assert int(unit["TimeoutStartSec"]) > 60
+
+
+def test_only_the_service_that_publishes_reaches_the_credentials_and_it_has_no_capability():
+    def unit(name):
+        lines = (SERVICE / name).read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+    publisher = unit("rebuilder-metrics.service")
+    assert publisher["CapabilityBoundingSet"] == publisher["AmbientCapabilities"] == ""
+    assert "IPAddressDeny" not in publisher
+    assert unit("rebuilder.service")["IPAddressDeny"].split()[0] == "169.254.169.254/32"
+    assert (publisher["DynamicUser"], publisher["MemoryMax"]) == ("yes", "96M")
+    # What stops later starts earlier: the figures of the rebuilder's last second are put.
+    assert publisher["Before"] == "rebuilder.service"
 
 
 def test_draining_has_time_before_systemd_loses_patience():
@@ -486,6 +512,7 @@ def test_the_layer_is_assembled_also_by_the_tools_of_macos(tmp_path, old, arch, 
         "bin/rebuilder": True,
         "service/backoff": True,
         "service/install": True,
+        "service/rebuilder-metrics.service": False,
         "service/rebuilder.service": False,
         "service/rebuilder.sysctl.conf": False,
     }

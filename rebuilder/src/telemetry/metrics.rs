@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
@@ -28,7 +29,12 @@ impl Metrics {
     pub fn new(workers: Vec<Arc<WorkerCounters>>) -> Self {
         let workers = Workers(workers.into());
         let mut registry = Registry::with_prefix("rebuilder");
-        registry.register_collector(Box::new(workers.clone()));
+        registry.register_collector(Box::new(Collected {
+            workers: workers.clone(),
+            start: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0.0, |since| since.as_secs_f64()),
+        }));
         Self { registry, workers }
     }
 
@@ -63,6 +69,14 @@ impl Workers {
     }
 }
 
+/// What is told of them.
+#[derive(Debug)]
+struct Collected {
+    workers: Workers,
+    /// When the counters were zero, in seconds of the epoch: another number is another process.
+    start: f64,
+}
+
 /// One counter for each member of a closed label set, so that a label is there from the start, at zero.
 fn family<'a>(
     encoder: &mut DescriptorEncoder<'_>,
@@ -78,10 +92,10 @@ fn family<'a>(
     Ok(())
 }
 
-impl Collector for Workers {
+impl Collector for Collected {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         // One copy for the whole text: read one by one while the workers count, the figures would not add up.
-        let totals = self.totals();
+        let totals = self.workers.totals();
         family(
             &mut encoder,
             (
@@ -132,7 +146,15 @@ impl Collector for Workers {
                 None,
                 MetricType::Gauge,
             )?
-            .encode_gauge(&totals.load())
+            .encode_gauge(&totals.load())?;
+        encoder
+            .encode_descriptor(
+                "start_time_seconds",
+                "When the counters were zero, in seconds since 1970.",
+                None,
+                MetricType::Gauge,
+            )?
+            .encode_gauge(&self.start)
     }
 }
 
@@ -208,7 +230,7 @@ mod tests {
             .filter(|l| l.starts_with("# HELP ") && l.len() > 50)
             .count();
         assert_eq!(types, helps);
-        assert_eq!(types, 3 + Counter::ALL.len() + Gauge::ALL.len() + 1);
+        assert_eq!(types, 3 + Counter::ALL.len() + Gauge::ALL.len() + 2);
     }
 
     #[test]
