@@ -72,3 +72,16 @@ make_venv() {
         die "pip could not install tests/requirements.txt"
     printf '%s\n' "$wanted" >"$VENV/.requirements"
 }
+
+# checkov pins older versions of libraries that the other environment needs newer.
+make_checkov() {
+    local wanted venv=$TARGET/lab/checkov
+    wanted=$(sha256sum <tests/requirements-checkov.txt)
+    [[ -x $venv/bin/checkov && $(cat "$venv/.requirements" 2>/dev/null) == "$wanted" ]] && return 0
+    echo "making the Python environment in $venv: 300 MB, a minute"
+    rm -rf "$venv"
+    python3 -m venv "$venv" || die "python3 -m venv failed; install python3-venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check -r tests/requirements-checkov.txt ||
+        die "pip could not install tests/requirements-checkov.txt"
+    printf '%s\n' "$wanted" >"$venv/.requirements"
+}

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import stack
+from node import NODES, SECRET
 
 # Actions for which IAM knows no resource. Source: "Actions, resources, and condition keys" of the service authorization
 # reference, where the row's resource column is empty.
@@ -18,6 +19,10 @@ WITHOUT_RESOURCES = {
     "ecs:ListTasks": "ECS: a list of a cluster's tasks is of none of its container instances",
     "elasticloadbalancing:DescribeLoadBalancers": "ELB: no Describe action takes a resource",
     "elasticloadbalancing:DescribeTargetHealth": "ELB: no Describe action takes a resource",
+    **dict.fromkeys(
+        (f"ssmmessages:{verb}{channel}Channel" for verb in ("Create", "Open") for channel in ("Control", "Data")),
+        "Session Manager: its channels are no resources",
+    ),
 }
 
 # Resources that end in a wildcard, because the thing itself is not known beforehand.
@@ -25,6 +30,8 @@ OPEN_ENDED = {
     ":network-interface/*": "any interface may come to be selected",
     ":traffic-mirror-session/*": "sessions come and go; each use carries a condition on our tag",
     ":layer:first-rebuilder:*": "during an update two versions are in use",
+    ":instance/*": "the group makes instances, and their ids with them",
+    ":*:traffic-mirror-target/tmt-0123456789abcdef0": "of a target that is shared, the account is not known",
     ":task/*": "tasks come and go, and Selection may name any cluster",
     ":autoScalingGroup:*:autoScalingGroupName/<RebuilderGroup>": "the id in the ARN is nowhere to be had",
 }
@@ -36,9 +43,9 @@ def as_list(value):
     return value if isinstance(value, list) else [value]
 
 
-def statements():
+def statements(**parameters):
     """(where, statement) of every policy in the stack, trust policies apart."""
-    evaluated = stack.Evaluated()
+    evaluated = stack.Evaluated(**parameters)
     for name, resource in evaluated.resources().items():
         p = resource.get("Properties", {})
         documents = [policy["PolicyDocument"] for policy in p.get("Policies", [])] if "Role" in resource["Type"] else []
@@ -49,21 +56,25 @@ def statements():
                 yield f"{name}.{statement['Sid']}", statement
 
 
-STATEMENTS = list(statements())
+STATEMENTS = list(statements(**NODES))
+IN_A_SPOKE = list(statements(AnalyzerUrl="", ExistingTargetId="tmt-0123456789abcdef0"))
 
 
 def test_the_policies_are_found():
-    assert {where.split(".")[0] for where, _ in STATEMENTS} == {
-        "AttachRole",
-        "ReconcileRole",
-        "ReconcileInvokesItself",
+    in_a_spoke = {"AttachRole", "ReconcileRole", "ReconcileInvokesItself", "EventQueuePolicy"}
+    assert {where.split(".")[0] for where, _ in IN_A_SPOKE} == in_a_spoke
+    assert {where.split(".")[0] for where, _ in STATEMENTS} == in_a_spoke | {
         "RebuilderRole",
         "DrainRole",
-        "EventQueuePolicy",
+        "NodeRole",
     }
 
 
-@pytest.mark.parametrize(("where", "statement"), STATEMENTS, ids=[where for where, _ in STATEMENTS])
+@pytest.mark.parametrize(
+    ("where", "statement"),
+    STATEMENTS + IN_A_SPOKE,
+    ids=[where for where, _ in STATEMENTS] + [f"spoke-{where}" for where, _ in IN_A_SPOKE],
+)
 def test_actions_are_named_and_resources_too(where, statement):
     actions, resources = as_list(statement["Action"]), as_list(statement["Resource"])
     assert not [a for a in actions if "*" in a]
@@ -138,6 +149,21 @@ def test_drain_may_call_what_it_calls_and_no_more():
     assert len(names) == 4
 
 
+def test_a_node_reads_its_token_and_no_other_secret():
+    (read,) = [s for where, s in STATEMENTS if "secretsmanager" in str(s["Action"])]
+    assert (read["Action"], read["Resource"]) == ("secretsmanager:GetSecretValue", SECRET)
+    assert [where for where, s in STATEMENTS if SECRET in str(s)] == ["NodeRole.FetchTheToken"]
+
+
+def test_a_spoke_points_sessions_at_its_target_and_filter_alone():
+    for role in ("AttachRole", "ReconcileRole"):
+        (pointing,) = [s for where, s in IN_A_SPOKE if where == f"{role}.PointSessionsAtOurTarget"]
+        assert pointing["Resource"] == [
+            "arn:aws:ec2:eu-west-1:*:traffic-mirror-target/tmt-0123456789abcdef0",
+            "arn:aws:ec2:eu-west-1:123456789012:traffic-mirror-filter/<MirrorFilter>",
+        ]
+
+
 @pytest.mark.parametrize("role", ["AttachRole", "ReconcileRole"])
 def test_creating_a_session_names_all_four_resources(role):
     # EC2 asks for the session, the interface, the filter and the target; a missing one is UnauthorizedOperation.
@@ -165,7 +191,7 @@ def test_each_function_has_a_role_of_its_own():
 @pytest.mark.parametrize("role", ROLES)
 def test_every_role_carries_the_boundary_and_nothing_managed(role):
     boundary = "arn:aws:iam::123456789012:policy/Boundary"
-    with_boundary = stack.Evaluated(PermissionsBoundary=boundary).properties(role)
+    with_boundary = stack.Evaluated(**NODES, PermissionsBoundary=boundary).properties(role)
     assert with_boundary["PermissionsBoundary"] == boundary
     without = stack.Evaluated().properties(role)
     assert "PermissionsBoundary" not in without

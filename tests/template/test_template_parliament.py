@@ -10,6 +10,7 @@ import re
 import parliament
 import pytest
 import stack
+from node import NODES
 
 HOLDERS = ("AWS::IAM::Role", "AWS::IAM::Policy", "AWS::IAM::ManagedPolicy", "AWS::SQS::QueuePolicy")
 
@@ -23,7 +24,8 @@ ARNS = {
     "AWS::SQS::Queue": "sqs:eu-west-1:123456789012:{0}",
 }
 
-EVALUATED = stack.Evaluated()
+EVALUATED = stack.Evaluated(**NODES)
+SPOKE = stack.Evaluated(AnalyzerUrl="", ExistingTargetId="tmt-0123456789abcdef0")
 TYPES = {name: r["Type"] for name, r in EVALUATED.template["Resources"].items()}
 
 
@@ -48,7 +50,7 @@ def named(value):
 
 def policies():
     """(holder, statement id or None for the whole, policy) of every policy in the stack."""
-    for holder, resource in EVALUATED.resources().items():
+    for holder, resource in [*EVALUATED.resources().items(), *SPOKE.resources().items()]:
         if resource["Type"] not in HOLDERS:
             continue
         p = resource["Properties"]
