@@ -91,7 +91,8 @@ def everything(cloud: Cloud, word: str, size: str) -> dict[str, Any]:
             LaunchTemplate={"LaunchTemplateId": ref("Launch"), "Version": get("Launch", "LatestVersionNumber")},
             TargetGroupARNs=[ref("Targets")],
             Tags=[{"Key": "Name", "Value": word, "PropagateAtLaunch": "true"}],
-        ),
+        )
+        | {"UpdatePolicy": {"AutoScalingRollingUpdate": {}}},
         "Hook": resource(
             "AWS::AutoScaling::LifecycleHook",
             AutoScalingGroupName=ref("Fleet"),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 from conftest import Cloud, wait_until
+from groups import begin, instances, launched, signal, status, template, why
 
 
 @pytest.fixture(autouse=True)
@@ -17,63 +15,6 @@ def signals_are_waited_for(cloud: Cloud) -> Iterator[None]:
     cloud.lab("signals", "POST", {"wait": True, "second": 1})
     yield
     cloud.lab("signals", "POST", {"wait": False})
-
-
-def template(cloud: Cloud, count: int, timeout: str = "PT1M", **policy: Any) -> str:
-    group = {
-        "Type": "AWS::AutoScaling::AutoScalingGroup",
-        "CreationPolicy": {"ResourceSignal": {"Count": count, "Timeout": timeout}, **policy},
-        "Properties": {
-            "MinSize": "0",
-            "MaxSize": "6",
-            "DesiredCapacity": str(count),
-            "VPCZoneIdentifier": cloud.subnets()[:1],
-            "LaunchTemplate": {
-                "LaunchTemplateId": {"Ref": "Template"},
-                "Version": {"Fn::GetAtt": ["Template", "LatestVersionNumber"]},
-            },
-        },
-    }
-    data = {"ImageId": "ami-12345678", "InstanceType": "t3.micro"}
-    launch = {"Type": "AWS::EC2::LaunchTemplate", "Properties": {"LaunchTemplateData": data}}
-    return json.dumps({"Resources": {"Group": group, "Template": launch}})
-
-
-def begin(cloud: Cloud, name: str, source: str) -> str:
-    """Does not wait for the answer, for which the account takes some seconds while the stack is not made."""
-    client = cloud.client("cloudformation")
-    threading.Thread(target=client.create_stack, kwargs={"StackName": name, "TemplateBody": source}).start()
-    (stack,) = wait_until(lambda: [s for s in client.describe_stacks()["Stacks"] if s["StackName"] == name], 10, name)
-    return stack["StackId"]
-
-
-def instances(cloud: Cloud, stack: str) -> list[str]:
-    """Of the stack's group, by its name."""
-    found = [i for i in cloud.lab("network")["instances"] if (i["asg"] or "").startswith(f"{stack}-Group-")]
-    return sorted(i["id"] for i in found)
-
-
-def launched(cloud: Cloud, stack: str, count: int) -> list[str]:
-    wait_until(lambda: len(instances(cloud, stack)) == count, 20, f"{count} instances")
-    return instances(cloud, stack)
-
-
-def signal(cloud: Cloud, stack: str, unique: str, status: str = "SUCCESS") -> None:
-    cloud.client("cloudformation").signal_resource(
-        StackName=stack, LogicalResourceId="Group", UniqueId=unique, Status=status
-    )
-
-
-def status(cloud: Cloud, stack: str) -> str:
-    return cloud.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]["StackStatus"]
-
-
-def why(cloud: Cloud, stack: str) -> str:
-    events = cloud.client("cloudformation").describe_stack_events(StackName=stack)["StackEvents"]
-    return next(
-        e["ResourceStatusReason"] for e in events
-        if (e["LogicalResourceId"], e["ResourceStatus"]) == ("Group", "CREATE_FAILED")
-    )  # fmt: skip
 
 
 def test_a_group_is_made_when_so_many_instances_have_signalled(cloud: Cloud) -> None:

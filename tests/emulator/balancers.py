@@ -1,12 +1,16 @@
-"""Load balancers: a network load balancer's ARN says so, as clients and metrics expect; moto writes ``app`` in all. And a
-target that is deregistered drains for the delay of its group, which moto leaves out."""
+"""Load balancers: a network load balancer's ARN says so, as clients and metrics expect; moto writes ``app`` in all. A
+target that is deregistered drains for the delay of its group, which moto leaves out. Where the lab's load balancer
+carries a group's packets (``POST /_lab/health``), its targets are as that one finds them; else all are healthy."""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 from typing import Any
 
-from moto.elbv2.models import ELBv2Backend, FakeHealthStatus, FakeLoadBalancer, FakeTargetGroup
+from moto.ec2.models import ec2_backends
+from moto.elbv2.models import ELBv2Backend, FakeHealthStatus, FakeLoadBalancer, FakeTargetGroup, elbv2_backends
 
 
 def install() -> None:
@@ -57,11 +61,80 @@ def _install_draining() -> None:
                 target["Id"], target.get("Port", self.port), self.health_check_port, "draining",
                 "Target.DeregistrationInProgress", "Target deregistration is in progress",
             )  # fmt: skip
-        return health_for(self, target, ec2_backend)
+        reported = getattr(self, "reported", None)
+        if reported is None or target["Id"] not in self.targets:
+            return health_for(self, target, ec2_backend)
+        state, why = reported.get(target["Id"], ("initial", None))
+        return FakeHealthStatus(
+            target["Id"], self.targets[target["Id"]].get("Port", self.port), self.health_check_port, state,
+            *_REASONS[state], *([why] if why and state != "healthy" else []),
+        )  # fmt: skip
 
     FakeTargetGroup.register, FakeTargetGroup.deregister = registered, deregister
     FakeTargetGroup.deregister_terminated_instances = deregister_terminated_instances
     FakeTargetGroup.health_for = health
+
+
+_REASONS: dict[str, tuple[str, ...]] = {
+    "healthy": (),
+    "initial": ("Elb.InitialHealthChecking",),
+    "unhealthy": ("Target.FailedHealthChecks",),
+}
+"""Reason codes: API reference, TargetHealth."""
+
+
+def view() -> list[dict[str, Any]]:
+    """The target groups of network load balancers for UDP, for the lab's load balancer (tests/src/balancer)."""
+    return [
+        _group(group)
+        for regions in list(elbv2_backends.values())
+        for backend in list(regions.values())
+        for group in list(backend.target_groups.values())
+        if group.protocol == "UDP"
+    ]
+
+
+def _group(group: FakeTargetGroup) -> dict[str, Any]:
+    ends = "deregistration_delay.connection_termination.enabled"
+    now = time.monotonic()
+    leaving = {target: until - now for target, until in _draining(group).copy().items() if until > now}
+    standing = {**{target: None for target in group.targets.copy()}, **leaving}
+    port = group.health_check_port
+    return {
+        "arn": group.arn,
+        "check": {
+            "port": int(group.port if port in (None, "traffic-port") else port),
+            "path": group.health_check_path or "/",
+            "interval": float(group.health_check_interval_seconds),
+            "timeout": float(group.health_check_timeout_seconds),
+            "healthy_threshold": int(group.healthy_threshold_count),
+            "unhealthy_threshold": int(group.unhealthy_threshold_count),
+            "codes": (getattr(group, "matcher", None) or {}).get("HttpCode", "200"),
+        },
+        "connection_termination": group.attributes.get(ends) == "true",
+        "targets": [
+            {"id": target, "address": address, "leaves_in": left}
+            for target, left in standing.items()
+            if (address := _address(group, target))
+        ],
+    }
+
+
+def _address(group: FakeTargetGroup, target: str) -> str | None:
+    """None for an instance that is gone."""
+    reservations = list(ec2_backends[group.account_id][group.region_name].reservations.values())
+    found = (i for r in reservations for i in r.instances if i.id == target and i.state == "running")
+    return next((i.private_ip for i in found), None)
+
+
+def report(body: bytes, unhealthy: Callable[[str, list[str]], None]) -> dict[str, Any]:
+    """``{"target_group": arn, "targets": {id: {"state": …, "reason": …}}}``. Those that are found unhealthy are told on."""
+    told = json.loads(body)
+    _, _, _, region, account, _ = told["target_group"].split(":", 5)
+    group = elbv2_backends[account][region].target_groups[told["target_group"]]
+    group.reported = {target: (how["state"], how.get("reason")) for target, how in told["targets"].items()}
+    unhealthy(group.arn, [target for target, (state, _) in group.reported.items() if state == "unhealthy"])
+    return {}
 
 
 def _draining(group: FakeTargetGroup) -> dict[str, float]:

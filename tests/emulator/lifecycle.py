@@ -18,6 +18,7 @@ from moto.autoscaling.models import (
     InstanceState,
     LifecycleHook,
     TerminateInstanceActivity,
+    autoscaling_backends,
 )
 from moto.autoscaling.responses import AutoScalingResponse
 from moto.core.responses import EmptyResult
@@ -139,6 +140,31 @@ class Actions:
         _deregister(group, instance.id)
         group.instance_states = [s for s in group.instance_states if s is not action.state]
         group.ec2_backend.terminate_instances([instance.id])
+
+
+def replace_unhealthy(target_group: str, instances: list[str], second: float) -> None:
+    """Replaces the instances of groups that go by a load balancer's health, once their grace period is over. ``second`` is
+    how long a second of that period takes. Source: Amazon EC2 Auto Scaling user guide, "Health checks for instances"."""
+    _, _, _, region, account, _ = target_group.split(":", 5)
+    backend = autoscaling_backends[account][region]
+    with group_lock:
+        for instance in instances:
+            found = _found(backend, instance)
+            if not found:
+                continue
+            group, state = found
+            suspended = {process["ProcessName"] for process in group.suspended_processes}
+            grace = float(group.health_check_grace_period or 0) * second
+            age = time.time() - state.instance.launch_time.timestamp()
+            if (
+                group.health_check_type == "ELB"
+                and target_group in group.target_group_arns
+                and state.lifecycle_state == "InService"
+                and not suspended & {"HealthCheck", "ReplaceUnhealthy", "Terminate"}
+                and age > grace
+            ):
+                state.health_status = "Unhealthy"
+                backend.terminate_instance(instance, should_decrement=False)
 
 
 def _deregister(group: FakeAutoScalingGroup, instance: str) -> None:

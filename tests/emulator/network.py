@@ -10,6 +10,7 @@ from typing import Any
 
 from moto.ec2.models import EC2Backend, ec2_backends
 
+from . import balancers
 from .mirroring import Filter, Mirrors, Rule, Session
 from .mirroring_api import mirrors_of
 
@@ -23,6 +24,7 @@ def view() -> dict[str, Any]:
     return {
         "instances": [row for backend in backends for row in _instances(backend)],
         "sessions": [row for backend in backends for row in _sessions(mirrors_of(backend))],
+        "target_groups": balancers.view(),
     }
 
 

@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from typing import Any
 
 from . import sam, templates
@@ -285,7 +286,7 @@ class Stacks:
         self._turn(stack, "UPDATE_ROLLBACK_IN_PROGRESS", why)
         failed: dict[str, Exception] = {}
         if before:
-            failed = self._walk(before.graph, lambda name: self._restore(stack, name, old, attempted))
+            failed = self._walk(before.graph, lambda name: self._restore(stack, before, name, old, attempted))
         new = {n: r for n, r in stack.resources.items() if n not in old or r.made.id != old[n].made.id}
         left = self._remove(stack, new, forget=False, undoing=True)
         stack.resources = {name: old[name] for name in old}
@@ -383,15 +384,20 @@ class Stacks:
         self._say(stack, name, made.id, kind, "UPDATE_COMPLETE")
         return None
 
-    def _restore(self, stack: Stack, name: str, old: dict[str, Resource], attempted: dict[str, Properties]) -> None:
+    def _restore(
+        self, stack: Stack, plan: Plan, name: str, old: dict[str, Resource], attempted: dict[str, Properties]
+    ) -> None:
         """Puts a changed resource back to what it was; a replaced one still exists as it was.
 
-        A custom resource whose update failed may have done half of it, so it is asked too.
+        One whose update failed may have done half of it, so it is changed back too.
         """
         current, before = stack.resources.get(name), old.get(name)
-        if before and name in attempted and _is_custom(before.type):
-            context = self._context(stack, name)
-            self._custom.update(context, before.type, before.made, attempted[name], before.properties)
+        if before and name in attempted:
+            context = self._context(stack, name, plan, "UPDATE_IN_PROGRESS")
+            if _is_custom(before.type):
+                self._custom.update(context, before.type, before.made, attempted[name], before.properties)
+            elif not _known(before.type).must_replace(before.properties, attempted[name]):
+                self._changed(context, before.type, replace(before, properties=attempted[name]), before.properties)
             return
         if (
             current is None
@@ -400,7 +406,8 @@ class Stacks:
             or current.properties == before.properties
         ):
             return
-        self._changed(self._context(stack, name), before.type, current, before.properties)
+        context = self._context(stack, name, plan, "UPDATE_IN_PROGRESS")
+        self._changed(context, before.type, current, before.properties)
 
     def _made(self, context: Context, kind: str, properties: Properties) -> Made:
         if _is_custom(kind):

@@ -113,6 +113,7 @@ impl DataPlane {
         let cloud = Arc::new(Mutex::new(Snapshot {
             sessions: vec![http_session(Web::SESSION, instance.primary_eni(), 1, &[80])],
             instances: vec![instance.clone()],
+            ..Snapshot::default()
         }));
         Ok(Web {
             servers: servers(&instance)?,

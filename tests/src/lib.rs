@@ -13,6 +13,7 @@
 //! leaves behind is removed by the next one and by nobody else's.
 
 pub mod analyser;
+pub mod balancer;
 pub mod batch;
 pub mod client;
 pub mod cpu;

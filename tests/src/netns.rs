@@ -160,6 +160,21 @@ impl Namespace {
         })
     }
 
+    /// The index of a device.
+    ///
+    /// # Errors
+    /// Where there is no such device.
+    pub fn index(&self, device: &str) -> anyhow::Result<u32> {
+        let text = self.ip(&format!("-j link show dev {device}"))?;
+        let links: serde_json::Value = serde_json::from_str(&text)?;
+        let index = links
+            .pointer("/0/ifindex")
+            .and_then(serde_json::Value::as_u64);
+        Ok(u32::try_from(
+            index.with_context(|| format!("{device}: no ifindex"))?,
+        )?)
+    }
+
     fn open(&self) -> io::Result<File> {
         janitor::stop_if_interrupted();
         File::open(Path::new("/run/netns").join(&self.name))

@@ -211,6 +211,17 @@ impl Vpc {
         })
     }
 
+    /// Takes a host's interfaces away, as when its machine dies: nobody is told anything.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn cut(&self, host: &Host) -> anyhow::Result<()> {
+        for (_, port) in &host.ports {
+            self.bridge.ip(&format!("link del {}", port.device))?;
+        }
+        Ok(())
+    }
+
     /// Gives a host the link that mirrored packets arrive on.
     ///
     /// # Errors
@@ -230,13 +241,35 @@ impl Vpc {
         relay.without_ipv6()?;
         self.rebuilder_link(&relay, RELAY_OUT, host)?;
         relay.ip(&format!("link set {RELAY_OUT} up"))?;
+        self.nlb_link(&relay)?;
+        Ok(relay)
+    }
+
+    /// The link on which a load balancer's host gets what is mirrored, its device [`RELAY_IN`].
+    pub(crate) fn behind_a_balancer(&self, balancer: &Host) -> anyhow::Result<()> {
+        self.nlb_link(&balancer.namespace)
+    }
+
+    /// A link from a load balancer's device `device` to a target's [`REBUILDER_LINK`].
+    pub(crate) fn target_link(
+        &self,
+        balancer: &Namespace,
+        device: &str,
+        target: &Host,
+    ) -> anyhow::Result<()> {
+        self.rebuilder_link(balancer, device, target)?;
+        balancer.ip(&format!("link set {device} up"))?;
+        Ok(())
+    }
+
+    /// A link from the namespace `nlb` to the device [`RELAY_IN`] of another.
+    fn nlb_link(&self, to: &Namespace) -> anyhow::Result<()> {
         self.nlb.ip(&format!(
             "link add target mtu {UNDERLAY_MTU} type veth peer name {RELAY_IN} mtu {UNDERLAY_MTU} netns {}",
-            relay.name()
+            to.name()
         ))?;
-        relay.ip(&format!("link set {RELAY_IN} up"))?;
-        join(&self.nlb, "nlb", "target")?;
-        Ok(relay)
+        to.ip(&format!("link set {RELAY_IN} up"))?;
+        join(&self.nlb, "nlb", "target")
     }
 
     /// A link from the device `from` to the rebuilder's own.

@@ -239,7 +239,7 @@ pub(crate) fn bypass_queue(socket: &File) -> io::Result<()> {
 pub(crate) struct Buffers {
     headers: Vec<libc::mmsghdr>,
     // What the headers point to. Neither is touched as long as they live.
-    _vectors: Vec<libc::iovec>,
+    vectors: Vec<libc::iovec>,
     _bytes: Vec<u8>,
 }
 
@@ -266,7 +266,7 @@ impl Buffers {
             .collect();
         Self {
             headers,
-            _vectors: vectors,
+            vectors,
             _bytes: bytes,
         }
     }
@@ -276,12 +276,12 @@ impl Buffers {
     ///
     /// # Errors
     /// What the kernel says.
-    pub(crate) fn receive(
+    pub(crate) fn receive<S: AsRawFd>(
         &mut self,
-        socket: &UdpSocket,
-    ) -> io::Result<impl Iterator<Item = usize>> {
+        socket: &S,
+    ) -> io::Result<impl Iterator<Item = usize> + use<'_, S>> {
         let count = libc::c_uint::try_from(self.headers.len()).map_err(io::Error::other)?;
-        // SAFETY: `headers` has `count` headers, each with one iovec of `_vectors`, each of which names its own part of
+        // SAFETY: `headers` has `count` headers, each with one iovec of `vectors`, each of which names its own part of
         // `_bytes`; all three live as long as `self`, which is borrowed mutably, and nobody else looks at them. Moving
         // `self` does not move what the vectors own.
         let got = check(unsafe {
@@ -296,6 +296,19 @@ impl Buffers {
         let got = usize::try_from(got).map_err(io::Error::other)?;
         let lengths = self.headers.iter().take(got).map(|header| header.msg_len);
         Ok(lengths.map(|length| usize::try_from(length).unwrap_or(usize::MAX)))
+    }
+
+    /// The bytes of what was received last, of these lengths.
+    pub(crate) fn frames(&self, lengths: &[usize]) -> Vec<&[u8]> {
+        let pairs = self.vectors.iter().zip(lengths);
+        pairs
+            .map(|(vector, &length)| {
+                let length = length.min(vector.iov_len);
+                // SAFETY: the vector names its own part of `_bytes`, initialised and as long as it says, which only
+                // `receive` changes; that needs `self` mutably, and what is given here borrows it.
+                unsafe { std::slice::from_raw_parts(vector.iov_base.cast::<u8>(), length) }
+            })
+            .collect()
     }
 }
 

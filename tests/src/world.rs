@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use serde::Deserialize;
 
+use crate::balancer::TargetGroup;
 use crate::fabric::Fabric;
 use crate::fabric::session::Session;
 use crate::network::{Host, Interface, Vpc};
@@ -26,6 +27,9 @@ pub struct Snapshot {
     pub instances: Vec<Instance>,
     /// Mirror sessions.
     pub sessions: Vec<Session>,
+    /// Target groups of network load balancers.
+    #[serde(default)]
+    pub target_groups: Vec<TargetGroup>,
 }
 
 /// One instance.

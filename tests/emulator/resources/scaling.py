@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .kind import Context, Failed, HalfMade, Kind, Made, Properties, only, seconds, without
+from .rolling import Roll, rolling
 
 _NOT_IN_THE_CALL = (
     "AutoScalingGroupName", "VPCZoneIdentifier", "Tags", "MetricsCollection", "LaunchTemplate", "MixedInstancesPolicy",
@@ -61,17 +62,15 @@ def _wait_for_signals(context: Context, box: Any) -> None:
 
 
 def _update_group(context: Context, made: Made, old: Properties, new: Properties) -> Made:
-    left_alone = ("TargetGroupARNs", "LoadBalancerNames", *_NOT_IN_THE_CALL)
+    left_alone = ["TargetGroupARNs", "LoadBalancerNames", *_NOT_IN_THE_CALL]
+    if rolls := rolling(context, old, new):
+        # The roll sets them at its end: until then others hold.
+        left_alone += ["MinSize", "DesiredCapacity"]
     context.call("autoscaling", "UpdateAutoScalingGroup", **without(new, *left_alone), **_arguments(made.id, new))
     if tags := _tags(made.id, new):
         context.call("autoscaling", "CreateOrUpdateTags", Tags=tags)
-    if any(old.get(key) != new.get(key) for key in ("LaunchTemplate", "MixedInstancesPolicy")):
-        # The rolling update, one at a time: an instance that ends is replaced from the new version.
-        for instance in _instances(context, made.id):
-            context.call(
-                "autoscaling", "TerminateInstanceInAutoScalingGroup",
-                InstanceId=instance, ShouldDecrementDesiredCapacity=False,
-            )  # fmt: skip
+    if rolls:
+        Roll(context, made.id, old, new, rolls).carry_out()
     return made
 
 

@@ -66,17 +66,7 @@ impl Relay {
     /// # Errors
     /// Where the sockets cannot be made.
     pub fn start(namespace: Namespace, settings: Settings) -> anyhow::Result<Self> {
-        let index = |device: &str| -> anyhow::Result<u32> {
-            let links: serde_json::Value =
-                serde_json::from_str(&namespace.ip(&format!("-j link show dev {device}"))?)?;
-            let index = links
-                .pointer("/0/ifindex")
-                .and_then(serde_json::Value::as_u64);
-            Ok(u32::try_from(
-                index.with_context(|| format!("{device}: no ifindex"))?,
-            )?)
-        };
-        let (from, to) = (index(RELAY_IN)?, index(RELAY_OUT)?);
+        let (from, to) = (namespace.index(RELAY_IN)?, namespace.index(RELAY_OUT)?);
         let (input, output) = namespace.run(|| {
             let input = sys::packet_socket(from, true, RECEIVE_BUFFER, TICK)?;
             Ok::<_, io::Error>((input, sys::packet_socket(to, false, 0, TICK)?))

@@ -124,6 +124,7 @@ fn attempt(settings: Settings, load: Load) -> Outcome {
             one_way,
             both_ways("tms-2", jumbo.primary_eni(), load.packet_length),
         ],
+        ..Snapshot::default()
     }));
     let world = plane.mirrored(&cloud).unwrap();
     let [plain, long] = [&ordinary, &jumbo].map(|web| servers(web).unwrap());
