@@ -41,7 +41,7 @@ def update(cloud: Cloud, name: str, rolling: dict[str, Any], count: int = 2, **m
     source = template(cloud, count, rolling=rolling, image="ami-87654321", **more)
     call = cloud.client("cloudformation").update_stack
     threading.Thread(target=call, kwargs={"StackName": name, "TemplateBody": source}).start()
-    wait_until(lambda: status(cloud, name) == "UPDATE_IN_PROGRESS", 10, "the update to begin")
+    wait_until(lambda: status(cloud, name) != "CREATE_COMPLETE", 10, "the update to begin")
 
 
 def fresh(cloud: Cloud, name: str, known: set[str], count: int = 1) -> list[str]:
