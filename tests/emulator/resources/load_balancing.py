@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from .kind import Context, Kind, Made, Properties, only, without
+from .kind import Context, Failed, Kind, Made, Properties, only, without
+
+_ONLY = {
+    "application": (
+        "load_balancing.algorithm.", "slow_start.", "stickiness.app_cookie.", "stickiness.lb_cookie.",
+        "target_group_health.unhealthy_state_routing.",
+    ),
+    "network": (
+        "deregistration_delay.connection_termination.", "preserve_client_ip.", "proxy_protocol_v2.", "target_health_state.",
+    ),
+}  # fmt: skip
+"""Attributes of a target group that one kind of load balancer alone knows (API reference, TargetGroupAttribute)."""
 
 
 def _create_balancer(context: Context, properties: Properties) -> Made:
@@ -46,6 +57,7 @@ def _delete_balancer(context: Context, made: Made, _: Properties) -> None:
 
 
 def _create_group(context: Context, properties: Properties) -> Made:
+    _check_group_attributes(properties)
     made = context.call(
         "elbv2", "CreateTargetGroup",
         **without(properties, "Name", "TargetGroupAttributes", "Targets"),
@@ -61,12 +73,26 @@ def _create_group(context: Context, properties: Properties) -> Made:
     )
 
 
+def _check_group_attributes(properties: Properties) -> None:
+    """moto takes any of them for any group."""
+    protocol = properties.get("Protocol", "")
+    other = "network" if protocol in ("HTTP", "HTTPS") else "application"
+    forbidden = [a["Key"] for a in properties.get("TargetGroupAttributes", []) if a["Key"].startswith(_ONLY[other])]
+    if protocol == "UDP":
+        # Same page: of an UDP group's unhealthy targets, connections cannot be terminated; the client's address stays.
+        never = ("target_health_state.unhealthy.connection_termination.enabled", "preserve_client_ip.enabled")
+        forbidden += [a["Key"] for a in properties.get("TargetGroupAttributes", []) if a["Key"] in never]
+    if forbidden:
+        raise Failed(f"Target group attribute key '{forbidden[0]}' is not recognized (Error Code: ValidationError)")
+
+
 def _set_group_attributes(context: Context, arn: str, properties: Properties) -> None:
     if attributes := properties.get("TargetGroupAttributes"):
         context.call("elbv2", "ModifyTargetGroupAttributes", TargetGroupArn=arn, Attributes=attributes)
 
 
 def _update_group(context: Context, made: Made, _: Properties, new: Properties) -> Made:
+    _check_group_attributes(new)
     health = only(
         new, "HealthCheckProtocol", "HealthCheckPort", "HealthCheckPath", "HealthCheckEnabled", "Matcher",
         "HealthCheckIntervalSeconds", "HealthCheckTimeoutSeconds", "HealthyThresholdCount", "UnhealthyThresholdCount",
@@ -83,10 +109,17 @@ def _delete_group(context: Context, made: Made, _: Properties) -> None:
 def _create_listener(context: Context, properties: Properties) -> Made:
     made = context.call("elbv2", "CreateListener", **without(properties, "ListenerAttributes"))
     arn = made["Listeners"][0]["ListenerArn"]
+    _set_listener_attributes(context, arn, properties)
     return Made(arn, {"ListenerArn": arn})
 
 
+def _set_listener_attributes(context: Context, arn: str, properties: Properties) -> None:
+    if attributes := properties.get("ListenerAttributes"):
+        context.call("elbv2", "ModifyListenerAttributes", ListenerArn=arn, Attributes=attributes)
+
+
 def _update_listener(context: Context, made: Made, _: Properties, new: Properties) -> Made:
+    _set_listener_attributes(context, made.id, new)
     context.call(
         "elbv2", "ModifyListener", ListenerArn=made.id, **without(new, "LoadBalancerArn", "ListenerAttributes")
     )
