@@ -40,6 +40,8 @@ pub enum Route {
     Handed,
     /// Another one's, which has no room for it.
     Full,
+    /// Nobody's: a connection of the fleet itself.
+    Loop,
 }
 
 /// A segment that owns its bytes.

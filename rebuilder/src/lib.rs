@@ -17,6 +17,7 @@ pub mod handover;
 pub mod http;
 pub mod inspect;
 pub mod keyed;
+pub mod loops;
 pub mod pipeline;
 mod prefetch;
 pub mod publish;

@@ -265,5 +265,6 @@ fn routed(route: Route) -> ControlFlow<Option<PacketOutcome>> {
         Route::Own => Continue(()),
         Route::Handed => Break(None),
         Route::Full => Break(Some(PacketOutcome::HandoverFull)),
+        Route::Loop => Break(Some(PacketOutcome::Loop)),
     }
 }

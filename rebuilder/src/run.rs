@@ -23,7 +23,7 @@ use crate::handover::Handover;
 use crate::http::{Cidr, Flags, Request, is_health_check};
 use crate::pipeline::PipelineOptions;
 use crate::receive::host::{HostLoss, HostWatch, with_gro};
-use crate::receive::sys::processors;
+use crate::receive::sys::{no_core_dump, processors};
 use crate::receive::udp::BindError;
 use crate::receive::{self, ReceiveOptions, Receiver};
 use crate::telemetry::{
@@ -115,6 +115,8 @@ pub enum RunError {
 /// # Errors
 /// [`RunError`] when a socket cannot be had, or a worker fails.
 pub fn run(options: &RunOptions) -> Result<(), RunError> {
+    // Its memory is other people's requests.
+    no_core_dump()?;
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     let running = start(options)?;
     let signal_handle = signals.handle();

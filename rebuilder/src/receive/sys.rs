@@ -248,6 +248,17 @@ pub(super) unsafe fn ethtool(
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut ifreq) })
 }
 
+/// From now on the kernel writes no core dump of this process, whatever its limits and whoever collects dumps (prctl(2),
+/// `PR_SET_DUMPABLE`). Nor may another process of the same user read its memory.
+///
+/// # Errors
+/// What the kernel says.
+pub(crate) fn no_core_dump() -> io::Result<()> {
+    let no: libc::c_ulong = 0;
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, no, no, no, no) })
+}
+
 /// The processors that the calling thread may run on.
 ///
 /// # Errors

@@ -23,6 +23,7 @@ pub(super) struct AnalyserWatch {
     queue_bytes: usize,
     failures: u64,
     away: bool,
+    opens: bool,
     unresolved: bool,
 }
 
@@ -35,6 +36,7 @@ impl AnalyserWatch {
             queue_bytes: options.queue_bytes,
             failures: 0,
             away: false,
+            opens: false,
             unresolved: false,
         }
     }
@@ -90,5 +92,14 @@ impl AnalyserWatch {
             info!("--forward {}: the analyser is back", self.target);
         }
         self.failures = failures;
+        if totals.counter(Counter::AnalyserOpened) > 0 && !self.opens {
+            self.opens = true;
+            warn!(
+                "--forward {}: a host with the analyser's address opens connections that are mirrored. If it is a load \
+                 balancer, the nodes behind it are mirrored and get each of their requests again: take them out of the \
+                 selection, for example with !asg:waf-*",
+                self.target
+            );
+        }
     }
 }

@@ -12,8 +12,9 @@ use tracing::warn;
 use super::{RequestSelection, RunOptions, Stop, Stopper};
 use crate::decode::Segment;
 use crate::forward::{ForwardError, Forwarder};
-use crate::handover::Handover;
+use crate::handover::{Handover, Route};
 use crate::http::Request;
+use crate::loops::{Kin, Loops};
 use crate::pipeline::Pipeline;
 use crate::receive::host::{HostLoss, Loss};
 use crate::receive::sys::pin;
@@ -51,6 +52,7 @@ pub(super) struct Worker {
     index: usize,
     receiver: Receiver,
     handover: Handover,
+    loops: Loops,
     pipeline: Pipeline,
     forwarder: Forwarder,
     selection: RequestSelection,
@@ -94,6 +96,7 @@ impl Worker {
             index,
             receiver,
             handover,
+            loops: Loops::new(Arc::clone(&options.forward.addresses), Instant::now()),
             pipeline: Pipeline::new(options.pipeline.clone()),
             forwarder: Forwarder::new(options.forward.clone(), Arc::clone(&counters))?,
             selection: options.selection.clone(),
@@ -145,6 +148,7 @@ impl Worker {
             if now >= self.publish_at {
                 self.publish_at = now + PUBLISH_INTERVAL;
                 load.fill(self.receiver.fill());
+                self.loops.refresh(now);
                 self.publish();
             }
         }
@@ -160,6 +164,7 @@ impl Worker {
             counters,
             selection,
             handover,
+            loops,
             ..
         } = self;
         let mut submit = |request: Request| submit(forwarder, counters, selection, &request);
@@ -168,7 +173,14 @@ impl Worker {
         let now = wall_clock();
         let budget = DRAIN_BUDGET.min(handover.may_read());
         let drained = receiver.drain(budget, now, |frames| {
-            let route = |segment: &Segment<'_>| handover.route(segment);
+            let route = |segment: &Segment<'_>| match loops.kin(segment.src, segment.dst) {
+                Kin::Stranger => handover.route(segment),
+                Kin::Fleet => Route::Loop,
+                Kin::OfAnalyser => {
+                    counters.add(Counter::AnalyserOpened, 1);
+                    handover.route(segment)
+                }
+            };
             let ended = |outcome| counters.packet(outcome);
             pipeline.frames(frames.iter().copied(), route, ended, &mut submit);
             counters.add(Counter::ReceivedBytes, bytes_of(frames));

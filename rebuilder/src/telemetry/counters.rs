@@ -48,6 +48,7 @@ metrics! {
         NicConntrackExceeded => "nic_conntrack_exceeded", "Packets of this host beyond the connections that its security groups track (`conntrack_allowance_exceeded`), since the rebuilder started.";
         TruncatedDatagrams => "truncated_datagrams", "Datagrams longer than 9,600 bytes, taken as far as that; the frames in them count as cut.";
         SuperFrames => "super_frames", "Packets that were several ones of the wire, put together by a card or by the kernel (GRO) or not cut to size yet (GSO): of several datagrams in one, only the first can be read.";
+        AnalyserOpened => "analyser_opened", "Packets of connections that a host with the analyser's address opened to others. Where a load balancer stands there, the nodes behind it are mirrored, and each of their requests comes back to them; take them out of the selection.";
         HandedOver => "handed_over", "Segments that reached another worker than the one that holds their connection, and were handed to it: fragments, tunnels and headers that the kernel does not read.";
         CutFrames => "cut_frames", "Frames that the mirror cut short (session packet length, MTU): a hole of known length each.";
         BadChecksums => "bad_checksums", "Frames whose TCP or IPv4 checksum is wrong and that were taken all the same; see `--checksum`.";

@@ -85,6 +85,8 @@ outcomes! {
         Fragment => "fragment",
         /// A capture file's link type that is not read.
         LinkType => "link_type",
+        /// Of a connection to the analyser, or one that this host opened: forwarded, it would come back for ever.
+        Loop => "loop",
         /// It arrived after SIGTERM, when what had been captured was being delivered.
         Draining => "draining",
         /// `--vni` names others.

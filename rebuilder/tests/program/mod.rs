@@ -4,8 +4,9 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -103,6 +104,8 @@ pub(crate) struct Rebuilder {
     pub(crate) ring: bool,
     /// What it said before it was ready.
     pub(crate) said: Vec<String>,
+    /// What it says since.
+    says: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Rebuilder {
@@ -136,8 +139,16 @@ impl Rebuilder {
             }
             said.push(line);
         };
-        // What it says later must not meet a closed pipe.
-        thread::spawn(move || log.for_each(drop));
+        // Also because what it says later must not meet a closed pipe.
+        let says = Arc::new(Mutex::new(Vec::new()));
+        let later = Arc::clone(&says);
+        thread::spawn(move || {
+            for line in log {
+                let mut says = later.lock().unwrap();
+                says.extend(line.unwrap().into_bytes());
+                says.push(b'\n');
+            }
+        });
         let word = |key: &str| {
             let (_, rest) = ready.split_once(key).unwrap();
             rest.split(' ').next().unwrap().parse().unwrap()
@@ -147,6 +158,7 @@ impl Rebuilder {
             admin: word("admin="),
             ring: ready.contains("receive=\"ring\""),
             said,
+            says,
             child,
         }
     }
@@ -165,10 +177,20 @@ impl Rebuilder {
         }
     }
 
+    /// What it said since it was ready. After its end, what had come through the pipe by now.
+    pub(crate) fn says(&self) -> String {
+        String::from_utf8_lossy(&self.says.lock().unwrap()).into_owned()
+    }
+
     /// SIGTERM, and the exit code.
     pub(crate) fn end(&mut self) -> Option<i32> {
-        self.signal(libc::SIGTERM);
-        self.child.wait().unwrap().code()
+        self.end_by(libc::SIGTERM).code()
+    }
+
+    /// A signal that ends it, and how it ended.
+    pub(crate) fn end_by(&mut self, signal: i32) -> ExitStatus {
+        self.signal(signal);
+        self.child.wait().unwrap()
     }
 
     pub(crate) fn signal(&self, signal: i32) {
