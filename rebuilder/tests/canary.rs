@@ -133,8 +133,8 @@ fn no_byte_of_a_request_is_in_logs_or_metrics() {
     }
     rebuilder.send(&frames);
     let begun = Instant::now();
-    let seen = |metric: &str| rebuilder.sum(metric) as usize;
-    while seen("rebuilder_packets_total") < frames.len()
+    let seen = |metric: &str| rebuilder.sum(metric);
+    while seen("rebuilder_packets_total") < frames.len() as u64
         || seen("rebuilder_connects_total") < 8
         || seen("rebuilder_answer_timeouts_total") < 1
         || seen("rebuilder_requests_extracted_total") < 10
