@@ -29,6 +29,7 @@ fn what_is_delivered_to_a_mirrored_analyser_does_not_come_back() {
     let cloud = Snapshot {
         sessions: vec![mirror(1, &web), mirror(2, &analyser)],
         instances: vec![web.clone(), analyser.clone()],
+        ..Snapshot::default()
     };
     let world = plane.mirrored(&Arc::new(Mutex::new(cloud))).unwrap();
     let [to, _] = servers(&analyser).unwrap();
