@@ -7,6 +7,7 @@ account.
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ import stack as static  # noqa: E402
 product.need_a_build()
 
 SECRET = "arn:aws:secretsmanager:us-east-1:123456789012:secret:wallarm-AbCdEf"
+TOKEN = "dG9rZW4tdGhhdC1ub2JvZHktbWF5LXNlZQ=="
 BOUNDARY = "arn:aws:iam::123456789012:policy/Boundary"
 NODES = {"AnalyzerUrl": "", "WallarmAmiId": "ami-12345678", "WallarmTokenSecretArn": SECRET}
 GRAVITON = {
@@ -32,7 +34,7 @@ GRAVITON = {
 }
 STACKS: dict[str, dict[str, str]] = {
     "url": {"TrailEvents": "true", "HttpPorts": "80,81,82,83,8000-8100"},
-    "alb": NODES,
+    "alb": dict(NODES),
     "nlb": {**NODES, "AnalyzerBalancer": "nlb", "PermissionsBoundary": BOUNDARY},
     "graviton": {**GRAVITON, "MirrorEgress": "true", "Mirroring": "off"},
 }
@@ -50,7 +52,10 @@ def account(cloud: Cloud) -> SimpleNamespace:
     policy = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}
     cloud.client("iam").create_policy(PolicyName="Boundary", PolicyDocument=json.dumps(policy))
     source, before = product.template(cloud), inventory(cloud)
+    secret = cloud.client("secretsmanager").create_secret(Name="wallarm-token", SecretString=TOKEN)["ARN"]
     for name, parameters in STACKS.items():
+        if "WallarmTokenSecretArn" in parameters:
+            parameters["WallarmTokenSecretArn"] = secret
         product.begin(cloud, source, name, Selection=f"tag:{name}", **parameters)
     for name in STACKS:
         wait_until(lambda: product.status(cloud, name) == "CREATE_COMPLETE", 120, f"stack {name}")
@@ -129,6 +134,25 @@ def test_every_role_of_the_stack_carries_the_boundary(cloud: Cloud, account: Sim
     for role in roles:
         shown = cloud.client("iam").get_role(RoleName=role)["Role"]
         assert shown["PermissionsBoundary"]["PermissionsBoundaryArn"] == BOUNDARY
+
+
+def test_the_token_is_nowhere_but_in_its_secret(cloud: Cloud, account: SimpleNamespace) -> None:
+    cloudformation, ec2 = cloud.client("cloudformation"), cloud.client("ec2")
+    secret = STACKS["alb"]["WallarmTokenSecretArn"]
+    assert cloud.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"] == TOKEN
+    shown: list[Any] = [account.outputs, cloud.lab("calls"), cloud.log.read_text()]
+    for name in account.shown:
+        shown += [cloudformation.get_template(StackName=name), cloudformation.describe_stack_events(StackName=name)]
+        shown.append(cloudformation.describe_stacks(StackName=name))
+    for template in ec2.describe_launch_templates()["LaunchTemplates"]:
+        versions = ec2.describe_launch_template_versions(LaunchTemplateId=template["LaunchTemplateId"])
+        for version in versions["LaunchTemplateVersions"]:
+            data = version["LaunchTemplateData"]
+            shown += [data, base64.b64decode(data["UserData"]).decode()]
+    shown += [f["Environment"] for f in cloud.client("lambda").list_functions()["Functions"]]
+    text = str(shown)
+    # What is looked through is what it seems to be: the secret's ARN is in user data, parameters and template.
+    assert text.count(secret) >= 4 and TOKEN not in text
 
 
 def test_nodes_are_never_mirrored(cloud: Cloud, account: SimpleNamespace) -> None:
