@@ -40,6 +40,7 @@ PARAMETERS = {
     "InstanceTypes": ("String", "c7i.large,c6i.large,m6i.large"),
     "MinSize": ("Number", 2),
     "MaxSize": ("Number", 10),
+    "AlarmEmail": ("String", ""),
     "PermissionsBoundary": ("String", ""),
     "RebuilderImage": (
         "AWS::SSM::Parameter::Value<AWS::EC2::Image::Id>",
@@ -223,6 +224,8 @@ def test_the_loop_through_a_balanced_analyser_is_warned_of():
 
 def test_outputs_are_as_agreed():
     assert stack.Evaluated().outputs() == {
+        "DashboardUrl": "https://eu-west-1.console.aws.amazon.com/cloudwatch/home?region=eu-west-1#dashboards/dashboard/<Dashboard>",
+        "AlarmTopic": "<AlarmTopic>",
         "MirrorTargetId": "<MirrorTarget>",
         "MirrorTargetArn": "arn:aws:ec2:eu-west-1:123456789012:traffic-mirror-target/<MirrorTarget>",
         "MirrorFilterId": "<MirrorFilter>",
@@ -244,6 +247,8 @@ def test_outputs_of_other_kinds_of_stack():
     assert len(nodes["OwnSecurityGroups"].split(",")) == 4
     assert stack.Evaluated(**NODES, AnalyzerBalancer="nlb").outputs()["AnalyzerAddress"] == "http://<NodeNlb.DNSName>"
     assert stack.Evaluated(**SPOKE).outputs() == {
+        "DashboardUrl": "https://eu-west-1.console.aws.amazon.com/cloudwatch/home?region=eu-west-1#dashboards/dashboard/<Dashboard>",
+        "AlarmTopic": "<AlarmTopic>",
         "MirrorTargetId": "tmt-0123456789abcdef0",
         "MirrorFilterId": "<MirrorFilter>",
         "EventQueueUrl": "<EventQueue>",
