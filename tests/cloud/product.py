@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def need_a_build() -> None:
         pytest.skip(f"NOT RUN: {BUILD} has no built application; run `sam build` first", allow_module_level=True)
 
 
-def sam(cloud: Cloud, *arguments: str) -> str:
+def sam(cloud: Cloud, *arguments: str, answers: str | None = None) -> str:
     """Runs the SAM command line against the emulator; fails with its whole output."""
     beside_python = Path(sys.executable).parent / "sam"
     program = str(beside_python) if beside_python.exists() else shutil.which("sam")
@@ -46,8 +47,9 @@ def sam(cloud: Cloud, *arguments: str) -> str:
     }
     environment.pop("AWS_PROFILE", None)
     done = subprocess.run(
-        [program, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False
-    )
+        [program, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False,
+        input=answers,
+    )  # fmt: skip
     assert done.returncode == 0, (
         f"sam {' '.join(arguments)}\n{done.stdout}\n{done.stderr}\n{cloud.log.read_text()[-5000:]}"
     )
@@ -60,15 +62,17 @@ def deploy(cloud: Cloud, **parameters: str) -> None:
 
 
 def sam_deploy(cloud: Cloud, **parameters: str) -> None:
-    """As people do it."""
+    """As people do it: `--guided` asks for each parameter, and Return takes the default."""
     vpc = cloud.client("ec2").describe_vpcs()["Vpcs"][0]["VpcId"]
     given = {"VpcId": vpc, "SubnetIds": ",".join(cloud.subnets()[:2]), "AnalyzerUrl": ANALYZER, **parameters}
-    sam(
-        cloud,
-        "deploy", "--template-file", str(BUILD / "template.yaml"), "--stack-name", STACK, "--region", REGION,
-        "--resolve-s3", "--capabilities", "CAPABILITY_IAM", "--no-confirm-changeset", "--no-fail-on-empty-changeset",
-        "--parameter-overrides", *(f"{k}={v}" for k, v in given.items()),
-    )  # fmt: skip
+    declared = parse((BUILD / "template.yaml").read_text())["Parameters"]
+    # Name, region, parameters; then: confirm changes, create roles, disable rollback, save the answers.
+    answers = [STACK, REGION, *(given.get(name, "") for name in declared), "n", "y", "n", "n"]
+    said = sam(
+        cloud, "deploy", "--guided", "--template-file", str(BUILD / "template.yaml"), answers="\n".join(answers) + "\n"
+    )
+    asked = re.findall(r"Parameter (\w+) \[", said)
+    assert asked == list(declared), said
 
 
 def template(cloud: Cloud) -> dict[str, Any]:

@@ -69,9 +69,10 @@ def test_the_node_asks_about_itself_in_the_targets_that_it_is_one_of(machine, ba
 
 
 def test_the_group_that_the_cloud_shows_is_named_after_the_stack(machine):
-    machine.cloud_init('echo "labels $WALLARM_LABELS"')
+    machine.cloud_init('echo "labels $WALLARM_LABELS, umask $(umask)"')
     _, output = machine.boot()
-    assert "labels group=first\n" in output
+    # And what it installs can be read by others than root.
+    assert "labels group=first, umask 0022\n" in output
 
 
 @pytest.mark.parametrize("registers", [True, False])

@@ -11,6 +11,7 @@ import zipfile
 
 import pytest
 import stack
+from node import NODES
 
 SERVICE = stack.ROOT / "rebuilder" / "service"
 
@@ -427,9 +428,9 @@ def test_descriptions_of_security_groups_have_only_characters_that_ec2_takes():
 
     kinds = ("AWS::EC2::SecurityGroup", "AWS::EC2::SecurityGroupIngress", "AWS::EC2::SecurityGroupEgress")
     cidrs = "10.0.0.0/8,10.1.0.0/16,10.2.0.0/16,10.3.0.0/16"
-    resources = [r for kind in kinds for r in stack.Evaluated(SourceCidrs=cidrs).resources(kind).values()]
+    resources = [r for kind in kinds for r in stack.Evaluated(**NODES, SourceCidrs=cidrs).resources(kind).values()]
     found = descriptions([r["Properties"] for r in resources])
-    assert len(found) >= 14
+    assert len(found) >= 27
     assert [d for d in found if not re.fullmatch(r"[a-zA-Z0-9 ._\-:/()#,@\[\]+=;{}!$*]{1,255}", d)] == []
 
 
