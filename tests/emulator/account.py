@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from . import (
@@ -17,6 +18,7 @@ from . import (
     mirroring_api,
     network,
     queues,
+    watching,
 )
 from .bus import Bus
 from .custom import CustomResources
@@ -44,6 +46,7 @@ class Account:
         queues.install(gate)
         compute.install(self._bus)
         balancers.install()
+        watching.install()
         managed.install(self._bus)
         leaving = lifecycle.install(self._bus)
         answers, signals = CustomResources(endpoint), Signals()
@@ -79,6 +82,9 @@ class Account:
         route("DELETE", "/_lab/faults", lambda _path, _body: as_json({"faults": faults.end()}))
         route("GET", "/_lab/iam", lambda _path, _body: as_json(gate.report()))
         route("GET", "/_lab/events", lambda _path, _body: as_json(self._bus.counts()))
+        watch = watching.Watch(os.environ["AWS_DEFAULT_REGION"])
+        route("GET", "/_lab/metrics", lambda _path, _body: as_json({"data": watch.data()}))
+        route("POST", "/_lab/minute", lambda _path, body: as_json(watch.minute(json.loads(body)["now"])))
         route("POST", "/_lab/tick", lambda _path, _body: as_json({"fired": self._bus.tick()}))
 
     def start(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import BaseWSGIServer, make_server
 
+from . import cbor
 from .calls import Answer
 from .faults import Dropped
 
@@ -46,7 +47,7 @@ class Application:
         path = environ.get("PATH_INFO", "")
         if not path.startswith("/_"):
             try:
-                answer = self.traffic(environ, self._asked)
+                answer = cbor.answer(environ, self._asked) if cbor.is_cbor(environ) else self.traffic(environ, self._asked)
             except Dropped as dropped:
                 return _dropped(dropped, environ, start_response)
             if answer is None:
