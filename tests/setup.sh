@@ -17,7 +17,8 @@ PACKAGES=(
     ca-certificates curl ethtool gcc iproute2 libc6-dev libnginx-mod-http-modsecurity make modsecurity-crs nginx
     tcpdump util-linux wrk
 )
-CLOUD_PACKAGES=(python3 python3-venv)
+# systemd is the one of the hosts of the lab.
+CLOUD_PACKAGES=(python3 python3-venv systemd)
 # Independent readers that tests compare with, and a linter.
 CHECK_PACKAGES=(openssl shellcheck tshark)
 

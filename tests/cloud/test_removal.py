@@ -39,15 +39,50 @@ def foreign(cloud: Cloud, source: dict[str, Any]) -> str:
 def delete(cloud: Cloud, stack: str, foreign: str) -> None:
     """Deletes the stack, by ARN, and looks at what is left."""
     client = cloud.client("cloudformation")
+
+    def failures() -> list[tuple[str, str | None]]:
+        return [
+            (e["LogicalResourceId"], e.get("ResourceStatusReason"))
+            for e in client.describe_stack_events(StackName=stack)["StackEvents"]
+            if e["ResourceStatus"] == "DELETE_FAILED"
+        ]
+
+    earlier = failures()
     client.delete_stack(StackName=stack)
     wait_until(lambda: product.status(cloud, stack) != "DELETE_IN_PROGRESS", 120, "the removal")
-    failed = [
-        (e["LogicalResourceId"], e.get("ResourceStatusReason"))
-        for e in client.describe_stack_events(StackName=stack)["StackEvents"]
-        if e["ResourceStatus"] == "DELETE_FAILED"
-    ]
+    failed = [f for f in failures() if f not in earlier]
     assert (product.status(cloud, stack), failed) == ("DELETE_COMPLETE", [])
     assert [s["id"] for s in sessions(cloud)] == [foreign]
+    # What the functions wrote last reaches CloudWatch Logs when their groups are gone.
+    wait_until(lambda: cloud.lab("deliveries")["pending"] == 0, 30, "the last log lines")
+    assert left(cloud, stack.split("/")[1]) == {}
+
+
+def left(cloud: Cloud, name: str) -> dict[str, list[str]]:
+    """What bears the stack's name, by kind. Every physical name begins with it; Lambda's own log groups hold it."""
+    ec2, elb, group = cloud.client("ec2"), cloud.client("elbv2"), cloud.client("autoscaling")
+    layer = f"{name}-rebuilder"
+    found = {
+        "layer": [v["LayerVersionArn"] for v in cloud.client("lambda").list_layer_versions(LayerName=layer)["LayerVersions"]],
+        "log group": [g["logGroupName"] for g in cloud.client("logs").describe_log_groups()["logGroups"]],
+        "function": [f["FunctionName"] for f in cloud.client("lambda").list_functions()["Functions"]],
+        "role": [r["RoleName"] for r in cloud.client("iam").list_roles()["Roles"]],
+        "profile": [p["InstanceProfileName"] for p in cloud.client("iam").list_instance_profiles()["InstanceProfiles"]],
+        "queue": [q.rsplit("/", 1)[1] for q in cloud.client("sqs").list_queues().get("QueueUrls", [])],
+        "rule": [r["Name"] for r in cloud.client("events").list_rules()["Rules"]],
+        "alarm": [a["AlarmName"] for a in cloud.client("cloudwatch").describe_alarms()["MetricAlarms"]],
+        "dashboard": [d["DashboardName"] for d in cloud.client("cloudwatch").list_dashboards()["DashboardEntries"]],
+        "group": [g["AutoScalingGroupName"] for g in group.describe_auto_scaling_groups()["AutoScalingGroups"]],
+        "template": [t["LaunchTemplateName"] for t in ec2.describe_launch_templates()["LaunchTemplates"]],
+        "balancer": [b["LoadBalancerName"] for b in elb.describe_load_balancers()["LoadBalancers"]],
+        "targets": [t["TargetGroupName"] for t in elb.describe_target_groups()["TargetGroups"]],
+        "security group": [g["GroupName"] for g in ec2.describe_security_groups()["SecurityGroups"]],
+        "parameter": [p["Name"] for p in cloud.client("ssm").describe_parameters()["Parameters"]],
+        "topic": [t["TopicArn"].rsplit(":", 1)[1] for t in cloud.client("sns").list_topics()["Topics"]],
+        "secret": [s["Name"] for s in cloud.client("secretsmanager").list_secrets()["SecretList"]],
+    }
+    ours = {kind: [n for n in names if name in n] for kind, names in found.items()}
+    return {kind: names for kind, names in ours.items() if names}
 
 
 def arn(cloud: Cloud, name: str) -> str:
@@ -112,6 +147,40 @@ def test_a_stack_is_deleted_with_events_in_flight(
     delete(cloud, stack, foreign)
 
 
+def test_every_version_of_the_layer_goes_also_those_that_updates_left(
+    cloud: Cloud, source: dict[str, Any], foreign: str
+) -> None:
+    """CloudFormation keeps each version (RetentionPolicy); there are more of them than a page lists."""
+    product.create(cloud, source, "versions", Mirroring="off")
+    stack = arn(cloud, "versions")
+    client = cloud.client("lambda")
+    for _ in range(60):
+        client.publish_layer_version(LayerName="versions-rebuilder", Content={"ZipFile": b"another"})
+    client.publish_layer_version(LayerName="versions-rebuilder-of-others", Content={"ZipFile": b"theirs"})
+    assert {"layer", "log group", "function", "role", "group"} <= left(cloud, "versions").keys()
+    delete_others = client.list_layer_versions(LayerName="versions-rebuilder-of-others")["LayerVersions"]
+    delete(cloud, stack, foreign)
+    assert client.list_layer_versions(LayerName="versions-rebuilder-of-others")["LayerVersions"] == delete_others
+
+
+def test_a_layer_that_cannot_be_removed_fails_the_removal_until_it_can(
+    cloud: Cloud, source: dict[str, Any], foreign: str
+) -> None:
+    out = product.create(cloud, source, "kept", Mirroring="off")
+    stack = arn(cloud, "kept")
+    client = cloud.client("cloudformation")
+    function = out["ReconcileFunction"].rsplit(":", 1)[1]
+    refused = {"do": "refuse", "function": function, "call": "lambda:DeleteLayerVersion", "times": 0}
+    with cloud.faults(refused):
+        client.delete_stack(StackName=stack)
+        wait_until(lambda: product.status(cloud, stack) == "DELETE_FAILED", 60, "the removal to fail")
+    events = client.describe_stack_events(StackName=stack)["StackEvents"]
+    (why,) = {e["ResourceStatusReason"] for e in events if e["ResourceStatus"] == "DELETE_FAILED" and "layer" in
+              e.get("ResourceStatusReason", "")}  # fmt: skip
+    assert "1 versions of the layer kept-rebuilder are left after 0 were removed" in why
+    delete(cloud, stack, foreign)
+
+
 def test_a_stack_is_deleted_whose_creation_failed(cloud: Cloud, source: dict[str, Any], foreign: str) -> None:
     """Something else fails after everything is mirrored, and CloudFormation takes the stack back by itself."""
     wrong = {"Type": "AWS::SSM::Parameter", "Properties": {"Type": "String", "AllowedPattern": "^$", "Value": "wrong"}}
@@ -120,6 +189,22 @@ def test_a_stack_is_deleted_whose_creation_failed(cloud: Cloud, source: dict[str
     stack = product.begin(cloud, broken, "failed", MutationsPerSecond="5")
     wait_until(lambda: product.status(cloud, stack) == "ROLLBACK_COMPLETE", 60, "the creation to be undone")
     assert [s["id"] for s in sessions(cloud)] == [foreign]
+    assert "layer" not in left(cloud, "failed")
+    delete(cloud, stack, foreign)
+
+
+@pytest.mark.parametrize("after", ["RebuilderLayer", "RebuilderTemplate", "RebuilderGroup"])
+def test_a_creation_that_fails_before_anything_is_mirrored_leaves_no_layer(
+    cloud: Cloud, source: dict[str, Any], foreign: str, after: str
+) -> None:
+    wrong = {"Type": "AWS::SSM::Parameter", "Properties": {"Type": "String", "AllowedPattern": "^$", "Value": "wrong"}}
+    early = {"Wrong": {**wrong, "DependsOn": after}}
+    first = {**source["Resources"]["MirrorSessions"], "DependsOn": ["RebuilderGroup", "ReconcileInvokesItself", "Wrong"]}
+    broken = {**source, "Resources": {**source["Resources"], **early, "MirrorSessions": first}}
+    name = f"early-{after.lower()}"
+    stack = product.begin(cloud, broken, name)
+    wait_until(lambda: product.status(cloud, stack) == "ROLLBACK_COMPLETE", 60, "the creation to be undone")
+    assert "layer" not in left(cloud, name)
     delete(cloud, stack, foreign)
 
 

@@ -13,7 +13,9 @@ from . import (
     compute,
     custom,
     functions,
+    layers,
     lifecycle,
+    logs,
     managed,
     mirroring_api,
     network,
@@ -42,6 +44,7 @@ class Account:
         self._second = second
         mirroring_api.install()
         functions.install(self._runtimes)
+        downloads, delivery = layers.install(endpoint), logs.install(gate, self._runtimes)
         bus.install(self._bus)
         queues.install(gate)
         compute.install(self._bus)
@@ -66,6 +69,10 @@ class Account:
             "GET", "/_lab/environments/", lambda name, _: as_json({"environments": self._runtimes.environments(name)})
         )
 
+        route("GET", "/_lab/deliveries", lambda _path, _body: as_json({"pending": delivery.pending()}))
+        route("GET", layers.ROUTE, lambda key, _body: downloads.get(key))
+        route("POST", layers.ROUTE, lambda _path, body: as_json(downloads.set(body)))
+        route("POST", "/_lab/credentials/", lambda role, _body: as_json(traffic.credentials(role)))
         route("GET", "/_lab/signals", lambda _path, _body: as_json(signals.view()))
         route("POST", "/_lab/signals", lambda _path, body: as_json(signals.set(body)))
 

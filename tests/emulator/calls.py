@@ -50,9 +50,8 @@ def called(environ: dict[str, Any]) -> Call:
     _, _, region, service, _ = environ["HTTP_AUTHORIZATION"].split("Credential=")[1].split(",")[0].split("/")
     path = urllib.parse.unquote(environ.get("PATH_INFO", ""))
     if service == "lambda":
-        invoked = re.fullmatch(r"/2015-03-31/functions/([^/]+)/invocations", path)
-        given = {"FunctionName": invoked[1] if invoked else ""}
-        return Call(service, region, "InvokeFunction" if invoked else path, given)
+        action, given = _of_lambda(environ["REQUEST_METHOD"], path, environ.get("QUERY_STRING", ""))
+        return Call(service, region, action, given)
     if target := environ.get("HTTP_X_AMZ_TARGET"):
         held = json.loads(body or b"{}")
         return Call(service, region, target.rsplit(".", 1)[1], {k: json.dumps(v) for k, v in held.items()})
@@ -65,6 +64,21 @@ def with_parameters(environ: dict[str, Any], changed: Mapping[str, str]) -> None
     given = dict(urllib.parse.parse_qsl(body_of(environ).decode(), keep_blank_values=True))
     body = urllib.parse.urlencode({**given, **changed}).encode()
     environ["wsgi.input"], environ["CONTENT_LENGTH"] = io.BytesIO(body), str(len(body))
+
+
+def _of_lambda(method: str, path: str, query: str) -> tuple[str, dict[str, str]]:
+    """Action and parameters; the path itself is the action of a call that nobody here makes."""
+    if invoked := re.fullmatch(r"/2015-03-31/functions/([^/]+)/invocations", path):
+        return "InvokeFunction", {"FunctionName": invoked[1]}
+    layer = re.fullmatch(r"/2018-10-31/layers/([^/]+)/versions(?:/(\d+))?", path)
+    if layer and method == "GET" and not layer[2]:
+        return "ListLayerVersions", {"LayerName": layer[1]}
+    if layer and method == "DELETE" and layer[2]:
+        return "DeleteLayerVersion", {"LayerName": layer[1], "VersionNumber": layer[2]}
+    asked = dict(urllib.parse.parse_qsl(query))
+    if method == "GET" and path == "/2018-10-31/layers" and asked.get("find") == "LayerVersion":
+        return "GetLayerVersion", {"Arn": asked["Arn"]}
+    return f"{method} {path}", {}
 
 
 def failure(service: str, status: int, code: str, message: str) -> Answer:
@@ -81,4 +95,7 @@ def failure(service: str, status: int, code: str, message: str) -> Answer:
         text = json.dumps({"__type": code, "message": message, "Message": message})
         kind = "application/json"
     body = text.encode()
-    return status, [("Content-Type", kind), ("Content-Length", str(len(body)))], body
+    headers = [("Content-Type", kind), ("Content-Length", str(len(body)))]
+    if service == "lambda":
+        headers.append(("X-Amzn-ErrorType", code))
+    return status, headers, body

@@ -21,7 +21,9 @@ log = logging.getLogger("emulator.gate")
 Tags = Callable[[str], Mapping[str, str]]
 """The tags of an EC2 resource, by its id."""
 
-WITHOUT_RESOURCES = re.compile(r"(ec2|autoscaling|elasticloadbalancing):Describe\w+|ecs:List(Clusters|Tasks)")
+WITHOUT_RESOURCES = re.compile(
+    r"(ec2|autoscaling|elasticloadbalancing):Describe\w+|ecs:List(Clusters|Tasks)|lambda:ListLayerVersions"
+)
 """Actions for which these services know no resource (service authorization reference), as far as functions use them."""
 
 
@@ -62,12 +64,16 @@ def asks_of(call: Call, tags_of: Tags) -> list[Ask]:
         ]
     if name == "elasticloadbalancing:DeregisterTargets":
         return [Ask(name, given.get("TargetGroupArn", ""), facts)]
-    if name == "cloudformation:DescribeStacks":
+    if name in ("cloudformation:DescribeStacks", "cloudformation:SignalResource"):
         stack = given.get("StackName", "*")
         return [Ask(name, stack if stack.startswith("arn:") else f"{arn}stack/{stack}/*", facts)]
     if name == "lambda:InvokeFunction":
         function = given["FunctionName"]
         return [Ask(name, function if function.startswith("arn:") else f"{arn}function:{function}", facts)]
+    if name == "lambda:GetLayerVersion":
+        return [Ask(name, given["Arn"], facts)]
+    if name == "lambda:DeleteLayerVersion":
+        return [Ask(name, f"{arn}layer:{given['LayerName']}:{given['VersionNumber']}", facts)]
     if name == "ecs:DescribeTasks":
         return [Ask(name, task, facts) for task in json.loads(given["tasks"])]
     raise Unknown(f"the resources of {name}")
@@ -102,6 +108,27 @@ class Gate:
 
     def judge(self, role_arn: str, asks: list[Ask]) -> tuple[Ask, Decision] | None:
         """The first ask that the role does not allow, or None. Raises ``Unknown``, and remembers it."""
+        policies, boundary = self.remember(role_arn)
+        for ask in asks:
+            decision = decide(policies, ask, boundary)
+            with self._lock:
+                if decision.allowed:
+                    self._used.update(decision.by)
+                else:
+                    self._denied.append({"role": role_arn.rsplit("/", 1)[1], "action": ask.action, "resource": ask.resource})
+                    return ask, decision
+        return None
+
+    def allows(self, role_arn: str, ask: Ask) -> bool:
+        """For what AWS tries by itself as the role: a refusal is nobody's mistake."""
+        policies, boundary = self.remember(role_arn)
+        decision = decide(policies, ask, boundary)
+        with self._lock:
+            self._used.update(decision.by)
+        return decision.allowed
+
+    def remember(self, role_arn: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """What the role may do, or what it could do when it was there."""
         name = role_arn.rsplit("/", 1)[1]
         role = next((r for r in iam_backends[DEFAULT_ACCOUNT_ID]["aws"].roles.values() if r.name == name), None)
         if role is not None:
@@ -110,16 +137,7 @@ class Gate:
             if arn := role.permissions_boundary_arn:
                 boundary = {arn: _document(iam_backends[DEFAULT_ACCOUNT_ID]["aws"].managed_policies[arn])}
             self._known[name] = policies, boundary
-        policies, boundary = self._known.get(name, ({}, None))
-        for ask in asks:
-            decision = decide(policies, ask, boundary)
-            with self._lock:
-                if decision.allowed:
-                    self._used.update(decision.by)
-                else:
-                    self._denied.append({"role": name, "action": ask.action, "resource": ask.resource})
-                    return ask, decision
-        return None
+        return self._known.get(name, ({}, None))
 
     def refusal(self, role_arn: str, call: Call) -> Answer | None:
         """The answer to a call that the role does not allow; None for one that may go on."""

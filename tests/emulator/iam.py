@@ -15,7 +15,7 @@ from typing import Any
 
 DOCUMENT = {"Version", "Id", "Statement"}
 ELEMENTS = {"Sid", "Effect", "Action", "Resource", "Condition"}
-KEYS = ("aws:RequestTag/", "aws:ResourceTag/", "ec2:CreateAction", "aws:RequestedRegion")
+KEYS = ("aws:RequestTag/", "aws:ResourceTag/", "ec2:CreateAction", "aws:RequestedRegion", "cloudwatch:namespace")
 """Condition keys that a call's facts hold; those that end in a slash are families."""
 
 

@@ -29,7 +29,9 @@ STACK_VARIABLE = "MIRRORFLEET_STACK_ARN"
 
 @dataclass(frozen=True)
 class Caller:
-    function: Function
+    name: str
+    role: str
+    stack: str | None
     kill: Callable[[], None]
 
 
@@ -65,8 +67,18 @@ class Traffic:
     def issue(self, function: Function, kill: Callable[[], None]) -> str:
         """A new access key of the function's role, for one environment of it."""
         key = f"ASIA{next(self._numbers):016d}"
-        self._callers[key] = Caller(function, kill)
+        stack = dict(function.variables).get(STACK_VARIABLE)
+        self._callers[key] = Caller(function.name, function.role, stack, kill)
         return key
+
+    def credentials(self, role: str) -> dict[str, str]:
+        """What the metadata service gives an instance with this role. For the log and for faults it is called by it."""
+        key = f"ASIA{next(self._numbers):016d}"
+        self._callers[key] = Caller(role, f"arn:aws:iam::{DEFAULT_ACCOUNT_ID}:role/{role}", None, lambda: None)
+        return {
+            "Code": "Success", "LastUpdated": "2020-01-01T00:00:00Z", "Type": "AWS-HMAC",
+            "AccessKeyId": key, "SecretAccessKey": "emulated", "Token": "emulated", "Expiration": "2099-01-01T00:00:00Z",
+        }  # fmt: skip
 
     def log(self) -> list[dict[str, Any]]:
         with self._lock:
@@ -82,15 +94,15 @@ class Traffic:
         def carry_out(changed: dict[str, str]) -> Answer:
             # Something may have happened to it while the call was on its way.
             self._look_at_session(entry, call)
-            if refused := self._gate.refusal(caller.function.role, call):
+            if refused := self._gate.refusal(caller.role, call):
                 return refused
             if changed:
                 with_parameters(environ, changed)
             return service(environ)
 
-        name = caller.function.name
+        name = caller.name
         entry = self._noted(name, call)
-        entry.stack = dict(caller.function.variables).get(STACK_VARIABLE)
+        entry.stack = caller.stack
         given = self._faults.around(name, call, caller.kill, carry_out)
         entry.status = given[0]
         return given

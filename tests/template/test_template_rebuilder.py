@@ -52,6 +52,8 @@ class Machine:
         self.bin = folder / "bin"
         self.bin.mkdir()
         self.calls = folder / "calls"
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir()
         self.layer({"service/install": 'echo "installed with $(cat "$SETTINGS")"\n'})
         self.lambda_says(self.digest())
         self.command("sleep", "")
@@ -98,6 +100,7 @@ class Machine:
             **os.environ,
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "FOLDER": str(self.folder),
+            "TMPDIR": str(self.temporary),
             "SETTINGS": str(self.folder / "etc/mirrorfleet/rebuilder.env"),
         }
         done = subprocess.run(["bash", "-c", text], env=env, capture_output=True, text=True, timeout=30, check=False)
@@ -133,6 +136,7 @@ def test_the_settings_are_what_the_parameters_say(machine):
     assert settings == [
         "REBUILDER_LISTEN=0.0.0.0:4789",
         "REBUILDER_ADMIN=0.0.0.0:9445",
+        "REBUILDER_RECEIVE=ring",
         "REBUILDER_FORWARD=https://waf.example",
         "REBUILDER_TRUST=10.0.0.0/8,fd00::/8",
     ]
@@ -167,8 +171,36 @@ def test_a_damaged_layer_is_not_run_and_failure_is_signalled_with_the_reason(mac
     assert code != 0
     assert machine.signals() == ["FAILURE"]
     assert "the layer has SHA-256" in output
-    assert "FAILED while checking and unpacking the layer" in output
+    assert "FAILED while checking the layer" in output
     assert "installed with" not in output
+    # It was asked for again each time, since the address of a download does not hold for ever.
+    asked = [call for call in machine.calls.read_text().splitlines() if "get-layer-version-by-arn" in call]
+    assert len(asked) == 4
+
+
+def test_a_download_that_was_damaged_once_is_tried_again(machine):
+    curl = (machine.bin / "curl").read_text()
+    machine.command(
+        "curl",
+        """case "$*" in
+           *https://layer.example/*)
+             if [[ ! -e $FOLDER/damaged ]]; then
+               touch "$FOLDER/damaged"; while [[ $1 != -o ]]; do shift; done; echo half >"$2"; exit 0
+             fi ;;
+           esac\n""" + curl.split("\n", 2)[2],
+    )  # fmt: skip
+    code, output = machine.boot()
+    assert code == 0, output
+    assert "trying again in 5 s" in output
+    assert machine.signals() == ["SUCCESS"]
+    assert list(machine.temporary.iterdir()) == []
+
+
+def test_it_may_be_run_again(machine):
+    for _ in range(2):
+        code, output = machine.boot()
+        assert code == 0, output
+    assert machine.signals() == ["SUCCESS", "SUCCESS"]
 
 
 def test_no_way_to_the_api_is_failure_with_the_remedy(machine):

@@ -9,6 +9,7 @@ import pytest
 import stack
 
 SESSIONS = "MirrorSessions"
+LAYER_VERSIONS = "RebuilderLayerVersions"
 
 
 def required(template):
@@ -32,6 +33,10 @@ def required(template):
             yield SESSIONS, name
     yield SESSIONS, "ReconcileFunction"
     yield SESSIONS, "ReconcileInvokesItself"
+    # The layer's versions are kept by CloudFormation and removed by the function: after every one was made, whatever failed.
+    for layer in stack.of_type(template, "AWS::Lambda::LayerVersion"):
+        yield layer, LAYER_VERSIONS
+    yield LAYER_VERSIONS, "ReconcileFunction"
     # Beyond DESIGN: nobody is mirrored while nobody listens, and an instance can be asked how it is from its first second.
     yield SESSIONS, "RebuilderGroup"
     yield SESSIONS, "NodeGroup"
@@ -47,6 +52,9 @@ def required_in_the_end(template):
     # The function can still do its work, and write of it, while it is called for the last time.
     for needed in ("ReconcileRole", "ReconcileLogs"):
         yield SESSIONS, needed
+        yield LAYER_VERSIONS, needed
+    # Nobody fetches a version any more when they go.
+    yield "RebuilderGroup", LAYER_VERSIONS
     # The target is removed before the load balancer behind it.
     yield "MirrorTarget", "Balancer"
     yield "AttachMapping", "AttachRole"
@@ -81,6 +89,8 @@ def test_every_kind_of_the_order_is_there():
         "AWS::EC2::TrafficMirrorTarget": 1,
         "AWS::EC2::TrafficMirrorFilter": 1,
         "AWS::EC2::TrafficMirrorFilterRule": 14,
+        "AWS::Lambda::LayerVersion": 1,
+        "Custom::LayerVersions": 1,
         "Custom::MirrorSessions": 1,
     }
     assert {kind: len(stack.of_type(template, kind)) for kind in counts} == counts

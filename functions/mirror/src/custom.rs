@@ -1,14 +1,16 @@
-//! The stack's custom resource: mirror what already runs when the stack is made or changed, remove our sessions when
-//! it goes. Whatever happens, CloudFormation is answered.
+//! The stack's custom resources. `Custom::MirrorSessions`: mirror what already runs when the stack is made or changed,
+//! remove our sessions when it goes. `Custom::LayerVersions`: made before the layer's first version and removed after all
+//! that fetches one; then all versions go. Whatever happens, CloudFormation is answered.
 //!
 //! Source: CloudFormation user guide, "Custom resource request and response reference".
 
 use crate::converge::{Run, Stop, delete};
 use crate::id::StackArn;
+use crate::layer::remove_versions;
 use crate::memory::{Memory, STAYS_FOR};
 use crate::pace::Pacer;
 use crate::plan::Session;
-use crate::ports::{Again, Callback, Ports, SessionQuery};
+use crate::ports::{Again, Callback, Layers, Ports, SessionQuery};
 use crate::reconcile::sweep;
 use crate::settings::{Settings, SettingsError, Teardown};
 use serde_json::{Map, Value, json};
@@ -17,6 +19,10 @@ use std::time::Duration;
 
 /// The physical id, always the same: a changed one would make CloudFormation delete the old, and with it the sessions.
 pub const PHYSICAL_ID: &str = "mirrorfleet-sessions";
+/// The same of the resource that removes the layer's versions.
+pub const LAYER_PHYSICAL_ID: &str = "mirrorfleet-layer-versions";
+/// Its type.
+const LAYER_TYPE: &str = "Custom::LayerVersions";
 /// The field in which a continued removal counts its runs.
 const PASS: &str = "mirrorfleet:pass";
 /// Runs of one removal. CloudFormation waits for an hour at most, and a function lives a quarter of it.
@@ -56,12 +62,18 @@ pub struct Custom<'a, P> {
     pub deadline: Duration,
 }
 
-impl<P: Ports + Callback + Again> Custom<'_, P> {
+impl<P: Ports + Callback + Again + Layers> Custom<'_, P> {
     /// Handles a request and answers it. Gives what was answered; the error is one line, and means that CloudFormation
     /// could not be reached.
     pub async fn handle(&self, request: &Value) -> Result<Value, String> {
         let text = |key: &str| request.get(key).and_then(Value::as_str);
         let physical = text("PhysicalResourceId");
+        let is_layer = text("ResourceType") == Some(LAYER_TYPE);
+        let own = if is_layer {
+            LAYER_PHYSICAL_ID
+        } else {
+            PHYSICAL_ID
+        };
         let reply = match (
             text("RequestType"),
             text("StackId"),
@@ -69,9 +81,17 @@ impl<P: Ports + Callback + Again> Custom<'_, P> {
             text("LogicalResourceId"),
         ) {
             (Some(kind), Some(stack), Some(_), Some(logical)) => match (kind, physical) {
+                // Its name is looked at now, while a mistake is still the deployment's.
+                ("Create" | "Update", _) if is_layer => {
+                    layer_name(request).map_or_else(Reply::Failed, |_| Reply::Success(json!({})))
+                }
                 ("Create" | "Update", _) => self.converge().await,
-                ("Delete", Some(id)) if id == PHYSICAL_ID || made_up(id, stack, logical) => {
-                    self.remove(request).await
+                ("Delete", Some(id)) if id == own || made_up(id, stack, logical) => {
+                    if is_layer {
+                        self.remove_layer(request).await
+                    } else {
+                        self.remove(request).await
+                    }
                 }
                 ("Delete", _) => Reply::Success(json!({})),
                 (other, _) => Reply::Failed(format!(
@@ -85,7 +105,7 @@ impl<P: Ports + Callback + Again> Custom<'_, P> {
         // A deletion is answered under the id that it names, everything else under ours.
         let physical = match (text("RequestType"), physical) {
             (Some("Delete"), Some(id)) => id,
-            _ => PHYSICAL_ID,
+            _ => own,
         };
         let mut body = Map::new();
         for key in ["StackId", "RequestId", "LogicalResourceId"] {
@@ -154,6 +174,17 @@ impl<P: Ports + Callback + Again> Custom<'_, P> {
                 "Failed": swept.answer.failed.len(),
             })),
             Err(e) => Reply::Success(json!({"Failed": 1, "Error": short(&e.to_string())})),
+        }
+    }
+
+    async fn remove_layer(&self, request: &Value) -> Reply {
+        let layer = match layer_name(request) {
+            Ok(layer) => layer,
+            Err(why) => return Reply::Failed(why),
+        };
+        match remove_versions(self.ports, layer, self.deadline).await {
+            Ok(removed) => Reply::Success(json!({"Deleted": removed})),
+            Err(why) => Reply::Failed(why),
         }
     }
 
@@ -253,6 +284,20 @@ impl<P: Ports + Callback + Again> Custom<'_, P> {
         }
         Reply::Failed(format!("{why}; delete the stack again"))
     }
+}
+
+/// What may stand in a path: a layer's name, no ARN.
+fn layer_name(request: &Value) -> Result<&str, String> {
+    request
+        .pointer("/ResourceProperties/LayerName")
+        .and_then(Value::as_str)
+        .filter(|name| {
+            !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+        })
+        .ok_or_else(|| "the property LayerName is not the name of a layer".to_owned())
 }
 
 /// How long two listings are apart that have to agree that nothing is left. EC2 is eventually consistent, and a batch of

@@ -64,6 +64,7 @@ impl ErrorClass {
             | "InvalidNetworkInterfaceId.NotFound"
             | "InvalidInstanceID.NotFound"
             | "TargetGroupNotFound"
+            | "ResourceNotFoundException"
             | "InvalidTarget" => Self::Gone,
             "TrafficMirrorTargetInUseException"
             | "TrafficMirrorTargetInUse"

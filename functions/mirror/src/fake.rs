@@ -6,12 +6,12 @@ use crate::interface::{Instance, InstanceState, Interface, InterfaceStatus, Ties
 use crate::pace::Pacer;
 use crate::plan::{SESSIONS_PER_INTERFACE, Session, SessionSpec};
 use crate::ports::{
-    Again, Callback, ClassicBalancer, Clock, InstanceQuery, InterfaceQuery, Inventory, NewSession,
-    Resolver, SessionQuery, Sessions,
+    Again, Callback, ClassicBalancer, Clock, InstanceQuery, InterfaceQuery, Inventory, Layers,
+    NewSession, Resolver, SessionQuery, Sessions,
 };
 use crate::settings::Settings;
 use serde_json::Value;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -111,6 +111,8 @@ pub(crate) struct State {
     pub(crate) mirror_targets: Vec<EniId>,
     pub(crate) leaving: bool,
     pub(crate) hosts: BTreeMap<String, Vec<IpAddr>>,
+    /// Versions of layers, by name.
+    pub(crate) layers: BTreeMap<String, BTreeSet<u64>>,
     pub(crate) answers: Vec<(String, Value)>,
     pub(crate) put_failures: usize,
     pub(crate) invoked: Vec<Value>,
@@ -388,6 +390,30 @@ impl Resolver for Fake {
             .get(host)
             .cloned()
             .ok_or_else(|| format!("no such host: {host}"))
+    }
+}
+
+impl Layers for Fake {
+    async fn layer_versions(&self, layer: &str) -> Result<Vec<u64>, ApiError> {
+        let (state, error) = self.enter("layer_versions").await;
+        match error {
+            Some((e, _)) => Err(e),
+            None => Ok(state
+                .layers
+                .get(layer)
+                .map_or_else(Vec::new, |versions| versions.iter().copied().collect())),
+        }
+    }
+
+    async fn delete_layer_version(&self, layer: &str, version: u64) -> Result<(), ApiError> {
+        let (mut state, error) = self.enter("delete_layer_version").await;
+        if let Some((e, false)) = &error {
+            return Err(e.clone());
+        }
+        if let Some(versions) = state.layers.get_mut(layer) {
+            versions.remove(&version);
+        }
+        error.map_or(Ok(()), |(e, _)| Err(e))
     }
 }
 

@@ -22,6 +22,7 @@ pub mod event;
 pub mod families;
 pub mod id;
 pub mod interface;
+pub mod layer;
 pub mod memory;
 pub mod pace;
 pub mod plan;

@@ -215,6 +215,22 @@ pub trait Again: Sync {
     fn invoke_self(&self, event: String) -> impl Future<Output = Result<(), String>> + Send;
 }
 
+/// The versions of a Lambda layer.
+pub trait Layers: Sync {
+    /// Of all pages (`lambda:ListLayerVersions`, 50 a page). A layer that is not there has none.
+    fn layer_versions(
+        &self,
+        layer: &str,
+    ) -> impl Future<Output = Result<Vec<u64>, ApiError>> + Send;
+
+    /// Removes one (`lambda:DeleteLayerVersion`). One try.
+    fn delete_layer_version(
+        &self,
+        layer: &str,
+        version: u64,
+    ) -> impl Future<Output = Result<(), ApiError>> + Send;
+}
+
 /// What a converging run needs.
 pub trait Ports: Inventory + Sessions + Clock + Resolver {}
 impl<T: Inventory + Sessions + Clock + Resolver> Ports for T {}

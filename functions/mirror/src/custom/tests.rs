@@ -332,3 +332,107 @@ async fn an_answer_never_exceeds_what_cloudformation_takes() {
         .unwrap();
     assert!(body.to_string().len() <= 4096, "{}", body.to_string().len());
 }
+
+// ---- The layer's versions ----------------------------------------------------------------------------------------------
+
+fn of_the_layer(file: &str, physical: Option<&str>) -> Value {
+    let mut request = event_file(file);
+    request["ResourceType"] = json!("Custom::LayerVersions");
+    request["LogicalResourceId"] = json!("RebuilderLayerVersions");
+    request["ResourceProperties"]["LayerName"] = json!("fleet-rebuilder");
+    if let Some(id) = physical {
+        request["PhysicalResourceId"] = json!(id);
+    }
+    request
+}
+
+fn with_layer() -> Fake {
+    let fake = Fake::with_one_tagged();
+    fake.state()
+        .layers
+        .insert("fleet-rebuilder".to_owned(), (1..=3).collect());
+    fake.state().sessions = ours(2);
+    fake
+}
+
+#[tokio::test]
+async fn the_layers_resource_does_nothing_until_it_is_deleted() {
+    for file in ["custom-create", "custom-update"] {
+        let fake = with_layer();
+        let answer = custom(&fake, &of_the_layer(file, None)).await;
+        assert_eq!(answer["Status"], "SUCCESS", "{file}");
+        assert_eq!(answer["PhysicalResourceId"], "mirrorfleet-layer-versions");
+        assert_eq!(fake.state().layers["fleet-rebuilder"].len(), 3);
+        assert_eq!(fake.state().sessions.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn its_deletion_removes_all_versions_and_no_session() {
+    let made_up = "fleet-RebuilderLayerVersions-1A2B3C4D5E6F7";
+    for physical in ["mirrorfleet-layer-versions", made_up] {
+        let fake = with_layer();
+        let answer = custom(&fake, &of_the_layer("custom-delete", Some(physical))).await;
+        assert_eq!(
+            (&answer["Status"], &answer["Data"]["Deleted"]),
+            (&json!("SUCCESS"), &json!(3))
+        );
+        assert_eq!(answer["PhysicalResourceId"], physical);
+        assert!(fake.state().layers["fleet-rebuilder"].is_empty());
+        assert_eq!(fake.state().sessions.len(), 2);
+    }
+    // The sessions' id is another resource's.
+    let fake = with_layer();
+    let answer = custom(&fake, &of_the_layer("custom-delete", Some(PHYSICAL_ID))).await;
+    assert_eq!(answer["Status"], "SUCCESS");
+    assert_eq!(fake.state().layers["fleet-rebuilder"].len(), 3);
+}
+
+#[tokio::test]
+async fn the_deletion_of_the_sessions_leaves_the_layer() {
+    let fake = with_layer();
+    custom(&fake, &event_file("custom-delete")).await;
+    assert_eq!(fake.state().layers["fleet-rebuilder"].len(), 3);
+    assert!(fake.state().sessions.is_empty());
+}
+
+#[tokio::test]
+async fn a_layer_that_is_no_name_is_refused_before_anything_is_asked() {
+    for name in [
+        json!(""),
+        json!("arn:aws:lambda:r:1:layer:l"),
+        json!("a/../b"),
+        json!(7),
+        Value::Null,
+    ] {
+        for file in ["custom-create", "custom-delete"] {
+            let fake = with_layer();
+            let mut request = of_the_layer(file, Some(LAYER_PHYSICAL_ID));
+            request["ResourceProperties"]["LayerName"] = name.clone();
+            let answer = custom(&fake, &request).await;
+            assert_eq!(answer["Status"], "FAILED", "{name}");
+            assert_eq!(fake.count("layer_versions"), 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn versions_that_stay_fail_the_removal_with_their_number() {
+    let fake = with_layer();
+    fake.fail(
+        "delete_layer_version",
+        refused("AccessDeniedException"),
+        100,
+    );
+    let answer = custom(
+        &fake,
+        &of_the_layer("custom-delete", Some(LAYER_PHYSICAL_ID)),
+    )
+    .await;
+    assert_eq!(answer["Status"], "FAILED");
+    let reason = answer["Reason"].as_str().unwrap();
+    assert!(
+        reason.starts_with("3 versions of the layer fleet-rebuilder are left"),
+        "{reason}"
+    );
+}
