@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import collections
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import product
 import pytest
 import rebuilders
-from conftest import TESTS, Cloud, wait_until
+from conftest import TESTS, Cloud, free_port, wait_until
 
 product.need_a_build()
 
@@ -54,6 +57,39 @@ def test_what_a_rebuilder_counts_is_what_the_account_has(cloud: Cloud, tmp_path:
         loads = [d for d in rebuilders.put(cloud, "alpha") if d["name"] == "Load"]
         assert all(0 <= d["min"] <= d["sum"] / d["count"] <= d["max"] <= 100 for d in loads)
         rebuilder.stop()
+
+
+def test_what_could_not_be_put_is_put_later(tmp_path: Path) -> None:
+    rebuilders.capture(tmp_path / "load.pcap", requests(50))
+    port = free_port()
+    nobody = SimpleNamespace(endpoint=f"http://localhost:{port}")
+    with rebuilders.analyser(REFUSED) as analyser:
+        rebuilder = rebuilders.Rebuilder(analyser)
+        publisher = rebuilder.publisher(nobody, "beta", "1s", tmp_path / "state")
+        rebuilder.replay(tmp_path / "load.pcap")
+        wait_until(lambda: rebuilder.counted("rebuilder_packets_total") == 100, 30, "all packets to be read")
+        # A put has failed when it is remembered what is left.
+        state = tmp_path / "state"
+        wait_until(lambda: state.exists() and '"Packets":100' in state.read_text(), 60, "a put to have failed")
+        account = Cloud(port, tmp_path)
+        try:
+            wait_until(lambda: total(account, "beta", "Packets") == 100, 30, "them to be put")
+            first = next(d for d in rebuilders.put(account, "beta") if d["name"] == "Heartbeat")
+            # Seconds that nobody was told of stay untold, or the alarm on them would be deceived afterwards.
+            assert first["sum"] < 10
+        finally:
+            publisher.terminate()
+            publisher.wait(20)
+            account.stop()
+        rebuilder.stop()
+
+
+def test_the_readme_names_every_flag() -> None:
+    said = subprocess.run([rebuilders.PROGRAM, "publish", "--help"], capture_output=True, text=True, check=True).stdout
+    flags = set(re.findall(r"--(\w+)", said)) - {"help"}
+    readme = (stack.ROOT / "rebuilder" / "README.md").read_text().split("\n## rebuilder publish\n")[1]
+    assert flags == set(re.findall(r"^\| `--(\w+) ", readme, re.M))
+    assert all(f"REBUILDER_PUBLISH_{flag.upper()}" in said for flag in flags)
 
 
 def total(cloud: Cloud, stack_name: str, metric: str) -> float:
