@@ -116,7 +116,7 @@ ATTACHED: dict[str, tuple[str, Lister]] = {
     "AWS::SQS::QueuePolicy": ("sqs", _queue_policies),
 }
 # A custom resource is nothing of AWS's: what it stands for are mirror sessions.
-NOTHING = ("Custom::MirrorSessions",)
+NOTHING = ("Custom::MirrorSessions", "Custom::LayerVersions")
 
 
 def inventory(cloud: Cloud) -> dict[str, set[str]]:

@@ -9,7 +9,7 @@ import pytest
 import stack
 
 SESSIONS = "MirrorSessions"
-LAYER_VERSIONS = "RebuilderLayerVersions"
+LAYER_VERSIONS = "LayerVersions"
 
 
 def required(template):

@@ -338,7 +338,7 @@ async fn an_answer_never_exceeds_what_cloudformation_takes() {
 fn of_the_layer(file: &str, physical: Option<&str>) -> Value {
     let mut request = event_file(file);
     request["ResourceType"] = json!("Custom::LayerVersions");
-    request["LogicalResourceId"] = json!("RebuilderLayerVersions");
+    request["LogicalResourceId"] = json!("LayerVersions");
     request["ResourceProperties"]["LayerName"] = json!("fleet-rebuilder");
     if let Some(id) = physical {
         request["PhysicalResourceId"] = json!(id);
@@ -369,7 +369,7 @@ async fn the_layers_resource_does_nothing_until_it_is_deleted() {
 
 #[tokio::test]
 async fn its_deletion_removes_all_versions_and_no_session() {
-    let made_up = "fleet-RebuilderLayerVersions-1A2B3C4D5E6F7";
+    let made_up = "fleet-LayerVersions-1A2B3C4D5E6F7";
     for physical in ["mirrorfleet-layer-versions", made_up] {
         let fake = with_layer();
         let answer = custom(&fake, &of_the_layer("custom-delete", Some(physical))).await;
