@@ -75,11 +75,7 @@ class Account:
         route("POST", "/_lab/credentials/", lambda role, _body: as_json(traffic.credentials(role)))
         route("GET", "/_lab/signals", lambda _path, _body: as_json(signals.view()))
         route("POST", "/_lab/signals", lambda _path, body: as_json(signals.set(body)))
-
-        def unhealthy(target_group: str, instances: list[str]) -> None:
-            lifecycle.replace_unhealthy(target_group, instances, signals.second)
-
-        route("POST", "/_lab/health", lambda _path, body: as_json(balancers.report(body, unhealthy)))
+        route("POST", "/_lab/health", lambda _path, body: as_json(balancers.report(body, lifecycle.replace_unhealthy)))
         route("GET", "/_lab/leaving", lambda _path, _body: as_json(leaving.view()))
         route("POST", "/_lab/deregister/", lambda order, _body: as_json(leaving.deregister(order)))
         route("POST", "/_lab/tell", lambda _path, body: as_json({"rules": self._bus.offer_to_all(json.loads(body))}))

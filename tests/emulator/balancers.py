@@ -12,6 +12,8 @@ from typing import Any
 from moto.ec2.models import ec2_backends
 from moto.elbv2.models import ELBv2Backend, FakeHealthStatus, FakeLoadBalancer, FakeTargetGroup, elbv2_backends
 
+from . import pace
+
 
 def install() -> None:
     _install_network_balancers()
@@ -47,7 +49,7 @@ def _install_draining() -> None:
             _draining(self).pop(target["Id"], None)
 
     def deregister(self: FakeTargetGroup, targets: list[dict[str, Any]]) -> None:
-        delay = float(self.attributes.get("deregistration_delay.timeout_seconds") or 300)
+        delay = float(self.attributes.get("deregistration_delay.timeout_seconds") or 300) * pace.second
         for target in targets:
             if self.targets.pop(target["Id"], None):
                 _draining(self)[target["Id"]] = time.monotonic() + delay
@@ -83,6 +85,11 @@ _REASONS: dict[str, tuple[str, ...]] = {
 """Reason codes: API reference, TargetHealth."""
 
 
+SHORTLY_AFTER = 3.0
+"""Seconds from the end of a deregistration delay to that of the flows: "shortly after" is all that the Network Load
+Balancers user guide says."""
+
+
 def view() -> list[dict[str, Any]]:
     """The target groups of network load balancers for UDP, for the lab's load balancer (tests/src/balancer)."""
     return [
@@ -97,7 +104,9 @@ def view() -> list[dict[str, Any]]:
 def _group(group: FakeTargetGroup) -> dict[str, Any]:
     ends = "deregistration_delay.connection_termination.enabled"
     now = time.monotonic()
-    leaving = {target: until - now for target, until in _draining(group).copy().items() if until > now}
+    # What is shown as the end of the delay is not yet the end of the flows.
+    left = {target: until + SHORTLY_AFTER * pace.second - now for target, until in _draining(group).copy().items()}
+    leaving = {target: seconds for target, seconds in left.items() if seconds > 0}
     standing = {**{target: None for target in group.targets.copy()}, **leaving}
     port = group.health_check_port
     return {
@@ -105,8 +114,8 @@ def _group(group: FakeTargetGroup) -> dict[str, Any]:
         "check": {
             "port": int(group.port if port in (None, "traffic-port") else port),
             "path": group.health_check_path or "/",
-            "interval": float(group.health_check_interval_seconds),
-            "timeout": float(group.health_check_timeout_seconds),
+            "interval": float(group.health_check_interval_seconds) * pace.second,
+            "timeout": float(group.health_check_timeout_seconds) * pace.second,
             "healthy_threshold": int(group.healthy_threshold_count),
             "unhealthy_threshold": int(group.unhealthy_threshold_count),
             "codes": (getattr(group, "matcher", None) or {}).get("HttpCode", "200"),

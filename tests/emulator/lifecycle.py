@@ -24,6 +24,7 @@ from moto.autoscaling.responses import AutoScalingResponse
 from moto.core.responses import EmptyResult
 from moto.elbv2.exceptions import TargetGroupNotFoundError
 
+from . import pace
 from .bus import Bus
 from .compute import group_lock
 
@@ -142,9 +143,9 @@ class Actions:
         group.ec2_backend.terminate_instances([instance.id])
 
 
-def replace_unhealthy(target_group: str, instances: list[str], second: float) -> None:
-    """Replaces the instances of groups that go by a load balancer's health, once their grace period is over. ``second`` is
-    how long a second of that period takes. Source: Amazon EC2 Auto Scaling user guide, "Health checks for instances"."""
+def replace_unhealthy(target_group: str, instances: list[str]) -> None:
+    """Replaces the instances of groups that go by a load balancer's health, once their grace period is over.
+    Source: Amazon EC2 Auto Scaling user guide, "Health checks for instances"."""
     _, _, _, region, account, _ = target_group.split(":", 5)
     backend = autoscaling_backends[account][region]
     with group_lock:
@@ -154,7 +155,7 @@ def replace_unhealthy(target_group: str, instances: list[str], second: float) ->
                 continue
             group, state = found
             suspended = {process["ProcessName"] for process in group.suspended_processes}
-            grace = float(group.health_check_grace_period or 0) * second
+            grace = float(group.health_check_grace_period or 0) * pace.second
             age = time.time() - state.instance.launch_time.timestamp()
             if (
                 group.health_check_type == "ELB"

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import pace
 from .records import Refused
 from .resources.kind import Failed
 
@@ -37,24 +38,22 @@ class Signals:
 
     def __init__(self) -> None:
         self.waited_for = False
-        self.second = 1.0
-        """How long a second of a policy's time is here, in seconds."""
         self._changed = threading.Condition()
         self._open: dict[tuple[str, str], Box] = {}
         self._log: list[dict[str, Any]] = []
 
     def set(self, body: bytes) -> dict[str, Any]:
-        """``{"wait": true, "second": 0.1}``."""
+        """``{"wait": true, "second": 0.1}``; for the second see emulator.pace."""
         wanted = json.loads(body)
         with self._changed:
             self.waited_for = bool(wanted.get("wait", self.waited_for))
-            self.second = float(wanted.get("second", self.second))
+            pace.second = float(wanted.get("second", pace.second))
         return self.view()
 
     def view(self) -> dict[str, Any]:
         """All signals so far, also those that were refused."""
         with self._changed:
-            return {"wait": self.waited_for, "second": self.second, "signals": list(self._log)}
+            return {"wait": self.waited_for, "second": pace.second, "signals": list(self._log)}
 
     @contextmanager
     def opened(self, stack_id: str, logical_id: str) -> Iterator[Box]:
@@ -100,7 +99,7 @@ class Signals:
 
     def wait(self, box: Box, done: Callable[[], bool], limit: float) -> bool:
         """Until ``done``; false after ``limit`` seconds of a policy."""
-        deadline = time.monotonic() + limit * self.second
+        deadline = time.monotonic() + limit * pace.second
         with self._changed:
             while not done():
                 if box.cancelled:

@@ -91,6 +91,27 @@ impl Emulator {
         command
     }
 
+    /// Asks a path of the lab's own, under `/_lab/`.
+    ///
+    /// # Errors
+    /// Where it does not answer with JSON.
+    pub fn get(&self, path: &str) -> anyhow::Result<serde_json::Value> {
+        let text = http_get(&format!("{}/_lab/{path}", self.url))?;
+        serde_json::from_str(&text).context(path.to_owned())
+    }
+
+    /// Tells a path of the lab's own something.
+    ///
+    /// # Errors
+    /// Where it refuses.
+    pub fn lab(&self, path: &str, body: &serde_json::Value) -> anyhow::Result<()> {
+        let url = format!("{}/_lab/{path}", self.url);
+        ureq::post(&url)
+            .send_json(body)
+            .with_context(|| url.clone())?;
+        Ok(())
+    }
+
     /// `aws ARGUMENTS`, its answer as JSON; null where it answers nothing.
     ///
     /// # Errors

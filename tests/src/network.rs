@@ -245,6 +245,16 @@ impl Vpc {
         Ok(relay)
     }
 
+    /// Tells a host where another one is, so that it does not have to ask: one that asks before the other is there learns
+    /// only after many seconds that it has come.
+    pub(crate) fn introduce(&self, of: &Host, to: &Host) -> anyhow::Result<()> {
+        let (address, mac) = (&of.primary, mac_of(&of.namespace, "eth0")?);
+        to.namespace.ip(&format!(
+            "neighbour replace {address} lladdr {mac} dev eth0 nud permanent"
+        ))?;
+        Ok(())
+    }
+
     /// The link on which a load balancer's host gets what is mirrored, its device [`RELAY_IN`].
     pub(crate) fn behind_a_balancer(&self, balancer: &Host) -> anyhow::Result<()> {
         self.nlb_link(&balancer.namespace)

@@ -151,6 +151,32 @@ impl Nginx {
         })
     }
 
+    /// An analyser for many requests: its log has for each its target, its status, its `Content-Length` and
+    /// `X-Mirror-Flags` or `-`: [`Nginx::deliveries`].
+    ///
+    /// # Errors
+    /// Where nginx does not start.
+    pub fn counting_analyser(host: &Host, name: &str, directory: &Path) -> anyhow::Result<Self> {
+        let log = directory.join(name).join("deliveries.log");
+        let http = format!(
+            "map $http_x_mirror_flags $flags {{ '' '-'; default $http_x_mirror_flags; }}\n\
+             log_format counts '$request_uri $status $content_length $flags'; access_log {} counts buffer=64k flush=1s;\n\
+             keepalive_requests 1000000; keepalive_timeout 600s; client_max_body_size 64m;\n\
+             server {{ listen 80 backlog=4096; location / {{ return 200 \"ok\\n\"; }} }}",
+            log.display()
+        );
+        let listens = SocketAddr::from(([127, 0, 0, 1], 80));
+        let configuration = Configuration {
+            main: "",
+            http: &http,
+        };
+        let nginx = Self::start(host, name, directory, &configuration, listens)?;
+        Ok(Self {
+            access_log: log,
+            ..nginx
+        })
+    }
+
     /// What a [`Nginx::closing_analyser`] has logged: for each request its connection, target, `X-Real-IP` and status.
     ///
     /// # Errors

@@ -101,6 +101,11 @@ impl Process {
         sys::signal_process(self.child.id(), signal);
     }
 
+    /// Sends it and all of its children a signal.
+    pub fn signal_group(&self, signal: i32) {
+        sys::signal_group(self.child.id(), signal);
+    }
+
     /// Waits for it to end by itself.
     ///
     /// # Errors

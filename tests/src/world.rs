@@ -90,7 +90,11 @@ pub enum Source {
 }
 
 impl Source {
-    fn look(&self) -> anyhow::Result<Snapshot> {
+    /// What exists now.
+    ///
+    /// # Errors
+    /// Where the emulator does not say.
+    pub fn look(&self) -> anyhow::Result<Snapshot> {
         match self {
             Self::Emulator(url) => {
                 let text = http_get(&format!("{url}/_lab/network"))?;
@@ -305,11 +309,11 @@ impl State {
     }
 }
 
-fn boot(vpc: &Vpc, directory: &Path, instance: &Instance) -> anyhow::Result<Running> {
+/// The interfaces of an instance, as the lab makes them.
+pub(crate) fn interfaces(instance: &Instance) -> Vec<Interface> {
     let mut enis = instance.enis.clone();
     enis.sort_by_key(|eni| eni.device_index);
-    let interfaces: Vec<Interface> = enis
-        .into_iter()
+    enis.into_iter()
         .map(|eni| {
             let mut addresses = vec![eni.private_ip];
             addresses.extend(eni.ipv6);
@@ -319,8 +323,11 @@ fn boot(vpc: &Vpc, directory: &Path, instance: &Instance) -> anyhow::Result<Runn
                 mac: eni.mac,
             }
         })
-        .collect();
-    let host = vpc.host(&instance.id, &interfaces)?;
+        .collect()
+}
+
+fn boot(vpc: &Vpc, directory: &Path, instance: &Instance) -> anyhow::Result<Running> {
+    let host = vpc.host(&instance.id, &interfaces(instance))?;
     let web = Nginx::web_server(&host, &instance.id, directory)?;
     Ok(Running {
         instance: instance.clone(),

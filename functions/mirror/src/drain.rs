@@ -21,6 +21,9 @@ pub const HEARTBEAT: Duration = Duration::from_secs(60);
 pub const POLL: Duration = Duration::from_secs(5);
 /// A target that was deregistered says so within seconds. One that does not is deregistered again after this time.
 pub const DEREGISTER_AGAIN: Duration = Duration::from_secs(20);
+/// From the end of the deregistration delay to the end of the termination's wait. The load balancer moves the flows
+/// "shortly after the end of the deregistration timeout" (Network Load Balancers user guide); until then packets come.
+pub const SETTLE: Duration = Duration::from_secs(10);
 /// How long a target may go without being seen to drain (calls are refused, or do nothing) before the termination goes
 /// on all the same.
 pub const UNMOVED: Duration = Duration::from_secs(120);
@@ -236,7 +239,12 @@ impl Drain {
     pub fn look(&mut self, now: Duration, answer: &Result<Target, ApiError>) {
         self.look = now + POLL;
         match answer {
-            Ok(target) => self.target = *target,
+            Ok(target) => {
+                if self.target == Target::Draining && *target == Target::Gone {
+                    self.complete = now + SETTLE;
+                }
+                self.target = *target;
+            }
             Err(e) if e.class == ErrorClass::Gone => self.target = Target::Gone,
             Err(_) => {}
         }

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from .. import pace
 from .kind import Context, Failed, Properties, seconds
 
 ROLLS = ("LaunchConfigurationName", "LaunchTemplate", "MixedInstancesPolicy", "VPCZoneIdentifier", "AvailabilityZones")
@@ -144,7 +145,7 @@ class Roll:
                     f"{self._policy.percent:g}% MinSuccessfulInstancesPercent requirement"
                 )
         elif not self._policy.waits:
-            time.sleep(seconds(self._policy.pause) * self._signals.second)
+            time.sleep(seconds(self._policy.pause) * pace.second)
         while gone and gone & {i["InstanceId"] for i in self._described()["Instances"]}:
             time.sleep(0.1)
 

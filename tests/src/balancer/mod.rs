@@ -171,6 +171,7 @@ impl Balancer {
         self.devices.insert(id.to_owned(), device.clone());
         let inside = &self.host.namespace;
         vpc.target_link(inside, &device, target)?;
+        vpc.introduce(target, &self.host)?;
         let index = inside.index(&device)?;
         let link = inside.run(|| {
             let link = sys::packet_socket(index, false, 0, TICK)?;

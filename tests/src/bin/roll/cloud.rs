@@ -1,0 +1,190 @@
+//! The account: the emulator, the deployed stack, and what an operator does with it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use lab::data_plane::ANALYSER;
+use lab::emulator::{Emulator, REGION};
+use lab::process::{self, Process, wait_for};
+
+pub(crate) const STACK: &str = "mirrorfleet-roll";
+/// What the name of the stack's group begins with.
+pub(crate) const GROUP: &str = "mirrorfleet-roll-RebuilderGroup";
+/// The group of the mirrored web servers.
+pub(crate) const WEB: &str = "roll-web";
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+pub(crate) struct Cloud {
+    pub(crate) emulator: Emulator,
+    directory: PathBuf,
+    vpc: String,
+    subnets: String,
+}
+
+impl Cloud {
+    /// An account in which nothing is deployed. Signals are waited for, and minutes are shorter.
+    pub(crate) fn start(venv: &Path, directory: &Path, second: f64) -> anyhow::Result<Self> {
+        let emulator = Emulator::start(venv, directory)?;
+        emulator.lab(
+            "signals",
+            &serde_json::json!({"wait": true, "second": second}),
+        )?;
+        let vpcs = emulator.aws(&[
+            "ec2",
+            "describe-vpcs",
+            "--filters",
+            "Name=is-default,Values=true",
+        ])?;
+        let vpc = text(&vpcs, "/Vpcs/0/VpcId")?;
+        let filter = format!("Name=vpc-id,Values={vpc}");
+        let subnets = emulator.aws(&["ec2", "describe-subnets", "--filters", &filter])?;
+        let subnets: Vec<String> = (0..2)
+            .map(|number| text(&subnets, &format!("/Subnets/{number}/SubnetId")))
+            .collect::<anyhow::Result<_>>()?;
+        Ok(Self {
+            emulator,
+            directory: directory.to_owned(),
+            vpc,
+            subnets: subnets.join(","),
+        })
+    }
+
+    /// Where `sam build` has put the rebuilder of the layer.
+    pub(crate) fn rebuilder() -> anyhow::Result<PathBuf> {
+        let built = Path::new(ROOT).join(".aws-sam/build/RebuilderLayer/bin/rebuilder");
+        match std::env::var_os("REBUILDER_BIN").filter(|given| !given.is_empty()) {
+            Some(given) => Ok(given.into()),
+            None if built.is_file() => Ok(built),
+            None => bail!("no {}; run sam build", built.display()),
+        }
+    }
+
+    /// Begins `sam deploy` with these parameters beside the usual ones, and does not wait for its end.
+    pub(crate) fn deploy(&self, name: &str, more: &[&str]) -> anyhow::Result<Process> {
+        let mut deploy = self.emulator.command("sam");
+        deploy
+            .args([
+                "deploy",
+                "--stack-name",
+                STACK,
+                "--region",
+                REGION,
+                "--resolve-s3",
+            ])
+            .args(["--no-confirm-changeset", "--no-progressbar"])
+            .args(["--capabilities", "CAPABILITY_IAM"])
+            .arg("--parameter-overrides")
+            .arg(format!("VpcId={}", self.vpc))
+            .arg(format!("SubnetIds={}", self.subnets))
+            .arg(format!("AnalyzerUrl=http://{ANALYSER}"))
+            .args(["MinSize=2", "MaxSize=4"])
+            .args(more)
+            .env("SAM_CLI_POLL_DELAY", "0.3")
+            .current_dir(ROOT);
+        Process::start(name, deploy, &self.directory)
+    }
+
+    /// Waits until a deployment has ended well.
+    pub(crate) fn deployed(&self, mut deploy: Process) -> anyhow::Result<()> {
+        let status = deploy.wait(Duration::from_secs(900))?;
+        let stack =
+            self.emulator
+                .aws(&["cloudformation", "describe-stacks", "--stack-name", STACK])?;
+        let state = text(&stack, "/Stacks/0/StackStatus")?;
+        if !status.success() || state != "CREATE_COMPLETE" && state != "UPDATE_COMPLETE" {
+            bail!(
+                "the stack is {state}: {}",
+                process::tail(deploy.log(), 3000)
+            );
+        }
+        Ok(())
+    }
+
+    /// Web servers in a group that is mirrored.
+    pub(crate) fn web(&self, count: u32) -> anyhow::Result<()> {
+        let images = self.emulator.aws(&[
+            "ec2",
+            "describe-images",
+            "--owners",
+            "amazon",
+            "--max-items",
+            "1",
+        ])?;
+        let data = format!(
+            r#"{{"ImageId":"{}","InstanceType":"m6i.large"}}"#,
+            text(&images, "/Images/0/ImageId")?
+        );
+        let name = [
+            "--launch-template-name",
+            WEB,
+            "--launch-template-data",
+            &data,
+        ];
+        self.emulator
+            .aws(&[&["ec2", "create-launch-template"][..], &name].concat())?;
+        let count = count.to_string();
+        let group = [
+            "autoscaling",
+            "create-auto-scaling-group",
+            "--auto-scaling-group-name",
+            WEB,
+            "--launch-template",
+            &format!("LaunchTemplateName={WEB},Version=$Latest"),
+            "--vpc-zone-identifier",
+            &self.subnets,
+            "--min-size",
+            "0",
+            "--max-size",
+            &count,
+            "--desired-capacity",
+            &count,
+            "--tags",
+            "Key=Mirror,Value=true,PropagateAtLaunch=true",
+        ];
+        self.emulator.aws(&group).map(drop)
+    }
+
+    /// The rebuilders' group gets this size.
+    pub(crate) fn resize(&self, count: u32) -> anyhow::Result<()> {
+        let groups = self
+            .emulator
+            .aws(&["autoscaling", "describe-auto-scaling-groups"])?;
+        let groups = groups
+            .pointer("/AutoScalingGroups")
+            .and_then(|it| it.as_array());
+        let names = groups
+            .into_iter()
+            .flatten()
+            .filter_map(|it| it.get("AutoScalingGroupName")?.as_str());
+        let name = names
+            .into_iter()
+            .find(|name| name.starts_with(GROUP))
+            .context("no group")?;
+        let count = count.to_string();
+        let size = [
+            "--auto-scaling-group-name",
+            name,
+            "--desired-capacity",
+            &count,
+        ];
+        self.emulator
+            .aws(&[&["autoscaling", "set-desired-capacity"][..], &size].concat())
+            .map(drop)
+    }
+
+    /// Waits until nobody waits in a terminate hook any more.
+    pub(crate) fn nobody_leaves(&self) -> anyhow::Result<()> {
+        wait_for("every hook is answered", Duration::from_secs(300), || {
+            let leaving = self.emulator.get("leaving")?;
+            Ok(leaving.as_array().is_some_and(Vec::is_empty).then_some(()))
+        })
+    }
+}
+
+fn text(json: &serde_json::Value, path: &str) -> anyhow::Result<String> {
+    json.pointer(path)
+        .and_then(|it| it.as_str())
+        .map(ToOwned::to_owned)
+        .with_context(|| format!("no {path} in {json}"))
+}
