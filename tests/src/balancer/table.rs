@@ -188,10 +188,12 @@ fn takes_new_flows(target: &Target) -> bool {
 }
 
 fn keeps_flows(target: &Target, failing_open: bool, termination: bool, now: Instant) -> bool {
+    let unhealthy = target.health.state() == State::Unhealthy;
     match target.standing {
         Standing::Registered => failing_open || target.health.state() == State::Healthy,
-        Standing::Deregistering { until } => now < until || !termination,
-        Standing::Left => !termination,
+        // One that was found dead, and is therefore replaced, gets none of its flows back.
+        Standing::Deregistering { until } => !unhealthy && (now < until || !termination),
+        Standing::Left => !unhealthy && !termination,
     }
 }
 
@@ -311,6 +313,18 @@ mod tests {
         let all: BTreeSet<_> = of(&mut table, 0..100, now + 30 * SECOND)
             .into_values()
             .collect();
+        assert_eq!(all, BTreeSet::from(["b".to_owned()]));
+    }
+
+    #[test]
+    fn an_unhealthy_target_that_is_deregistered_gets_no_flow_back() {
+        let now = Instant::now();
+        let mut table = table(&["a", "b"], now);
+        of(&mut table, 0..100, now);
+        fails(&mut table, "a");
+        // None of its flows has had a packet since.
+        table.follow(&told(&[("a", Some(30)), ("b", None)]), true, now);
+        let all: BTreeSet<_> = of(&mut table, 0..100, now).into_values().collect();
         assert_eq!(all, BTreeSet::from(["b".to_owned()]));
     }
 
