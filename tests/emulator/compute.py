@@ -281,6 +281,20 @@ def _install_groups() -> None:
 
     AutoScalingBackend.terminate_instance = terminate_instance
 
+    update = FakeAutoScalingGroup.update
+
+    def updated(self: FakeAutoScalingGroup, **given: Any) -> None:
+        # An update that names none keeps the one that there is; moto forgets it.
+        named = any(given.get(k) for k in ("mixed_instances_policy", "launch_template", "launch_config_name"))
+        if self.mixed_instances_policy and not named:
+            kept = copy.deepcopy(self.mixed_instances_policy)
+            # moto added it to what it shows, and refuses it beside the id.
+            kept["LaunchTemplate"]["LaunchTemplateSpecification"].pop("LaunchTemplateName", None)
+            given["mixed_instances_policy"] = kept
+        update(self, **given)
+
+    FakeAutoScalingGroup.update = updated
+
     launch = FakeAutoScalingGroup.replace_autoscaling_group_instances
 
     def launched(self: FakeAutoScalingGroup, count_needed: int, propagated_tags: dict[str, str]) -> None:
