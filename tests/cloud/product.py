@@ -146,10 +146,10 @@ def outputs(cloud: Cloud, name: str = STACK) -> dict[str, str]:
     return {o["OutputKey"]: o["OutputValue"] for o in stack["Outputs"]}
 
 
-def update(cloud: Cloud, **changed: str) -> None:
-    """Changes parameters of the deployed stack, and waits."""
+def update(cloud: Cloud, name: str = STACK, **changed: str) -> None:
+    """Changes parameters of a deployed stack, and waits."""
     client = cloud.client("cloudformation")
-    (stack,) = client.describe_stacks(StackName=STACK)["Stacks"]
+    (stack,) = client.describe_stacks(StackName=name)["Stacks"]
     names = [p["ParameterKey"] for p in stack["Parameters"]]
     parameters = [
         {"ParameterKey": n, "ParameterValue": changed[n]}
@@ -158,10 +158,10 @@ def update(cloud: Cloud, **changed: str) -> None:
         for n in names
     ]
     client.update_stack(
-        StackName=STACK, UsePreviousTemplate=True, Parameters=parameters,
+        StackName=name, UsePreviousTemplate=True, Parameters=parameters,
         Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
     )  # fmt: skip
-    wait_until(lambda: status(cloud) == "UPDATE_COMPLETE", 30, "the update")
+    wait_until(lambda: status(cloud, name) == "UPDATE_COMPLETE", 60, "the update")
 
 
 def status(cloud: Cloud, name: str = STACK) -> str:

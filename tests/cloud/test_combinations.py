@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -174,6 +175,37 @@ def test_a_spoke_mirrors_to_the_hub_and_never_the_hub_itself(cloud: Cloud, accou
     cloud.client("ec2").create_tags(Resources=[rebuilder["id"]], Tags=[{"Key": "Mirror", "Value": "true"}])
     (said,) = product.invoke(cloud, account.outputs["spoke"]["ReconcileFunction"], {"explain": rebuilder["id"]})
     assert (said["mirrored"], said["reason"]) == (False, "own_interface")
+
+
+def members(cloud: Cloud, group: str) -> tuple[set[str], set[str]]:
+    """Instances of a group, and those to which its load balancer forwards."""
+    (shown,) = cloud.client("autoscaling").describe_auto_scaling_groups(AutoScalingGroupNames=[group])["AutoScalingGroups"]
+    health = cloud.client("elbv2").describe_target_health(TargetGroupArn=shown["TargetGroupARNs"][0])
+    targets = {t["Target"]["Id"]: t["TargetHealth"]["State"] for t in health["TargetHealthDescriptions"]}
+    return {i["InstanceId"] for i in shown["Instances"]}, {i for i, state in targets.items() if state == "healthy"}
+
+
+def forwards_to(cloud: Cloud, name: str) -> str:
+    versions = cloud.client("ec2").describe_launch_template_versions(LaunchTemplateName=f"{name}-rebuilder", Versions=["$Latest"])
+    script = base64.b64decode(versions["LaunchTemplateVersions"][0]["LaunchTemplateData"]["UserData"]).decode()
+    return re.findall(r"REBUILDER_FORWARD=(\S+)", script)[0]
+
+
+def test_the_analyser_can_be_changed(cloud: Cloud, account: SimpleNamespace) -> None:
+    """Other balancer, then no nodes at all: what is needed no more goes, nodes move, rebuilders follow."""
+    before, _ = members(cloud, account.outputs["alb"]["NodeGroup"])
+    product.update(cloud, "alb", AnalyzerBalancer="nlb")
+    outputs = product.outputs(cloud, "alb")
+    nodes, behind = members(cloud, outputs["NodeGroup"])
+    assert nodes == behind and len(nodes) == 2 and not nodes & before
+    assert "-NodeNlb-" in outputs["AnalyzerAddress"] and forwards_to(cloud, "alb") == outputs["AnalyzerAddress"]
+    now = {**STACKS["alb"], "AnalyzerBalancer": "nlb"}
+    assert set(described(cloud, "alb")) == expected(now)
+    product.update(cloud, "alb", AnalyzerUrl="http://10.0.0.10", WallarmAmiId="", WallarmTokenSecretArn="")
+    assert forwards_to(cloud, "alb") == product.outputs(cloud, "alb")["AnalyzerAddress"] == "http://10.0.0.10"
+    assert set(described(cloud, "alb")) == expected({"AnalyzerUrl": "http://10.0.0.10"})
+    names = [b["LoadBalancerName"] for b in cloud.client("elbv2").describe_load_balancers()["LoadBalancers"]]
+    assert [n for n in names if n.startswith("alb-Node")] == []
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,11 @@ def _install_ways_out(actions: Actions) -> None:
             free = [s for s in self.active_instances() if not s.protected_from_scale_in]
             for state in free[: max(0, len(self.active_instances()) - int(wanted or 0))]:
                 actions.wait(hook, self, state)
+        before = {s.instance.id for s in self.instance_states}
         set_capacity(self, new_capacity)
+        # moto leaves who goes without a hook behind the load balancer. Likewise below.
+        for gone in before - {s.instance.id for s in self.instance_states}:
+            _deregister(self, gone)
 
     FakeAutoScalingGroup.set_desired_capacity = set_desired_capacity
 
@@ -226,6 +230,8 @@ def _install_ways_out(actions: Actions) -> None:
         with group_lock:
             found = _found(self, instance_id)
             hook = found and actions.hook(found[0])
+            if found and not hook:
+                _deregister(found[0], instance_id)
             if not found or not hook:
                 return terminate(self, instance_id, should_decrement)
             group, state = found

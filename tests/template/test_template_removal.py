@@ -40,6 +40,8 @@ def required(template):
     # Beyond DESIGN: nobody is mirrored while nobody listens, and an instance can be asked how it is from its first second.
     yield SESSIONS, "RebuilderGroup"
     yield SESSIONS, "NodeGroup"
+    # What was rebuilt can be handed over until the last rebuilder has gone.
+    yield "RebuilderGroup", "NodeGroup"
     for name in ("NodeAlbListener", "NodeNlbListener", "NodesAdmitRequests", "NodesAdmitHealthChecks"):
         yield "NodeGroup", name
     yield "RebuilderGroup", "MirrorListener"
@@ -115,6 +117,13 @@ def test_each_reference_of_the_custom_resource_is_needed(key):
     properties = template["Resources"][SESSIONS]["Properties"]
     (needed,) = stack.references(properties.pop(key)) & template["Resources"].keys()
     assert f"{SESSIONS} must directly need {needed}" in violations(template)
+
+
+def test_the_tag_that_orders_the_groups_is_needed():
+    template = stack.transformed()
+    tags = template["Resources"]["RebuilderGroup"]["Properties"]["Tags"]
+    tags[:] = [tag for tag in tags if "NodeGroup" not in stack.references(tag)]
+    assert "RebuilderGroup must directly need NodeGroup" in violations(template)
 
 
 @pytest.mark.parametrize("index", range(14))

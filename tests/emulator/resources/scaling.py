@@ -67,11 +67,20 @@ def _update_group(context: Context, made: Made, old: Properties, new: Properties
         # The roll sets them at its end: until then others hold.
         left_alone += ["MinSize", "DesiredCapacity"]
     context.call("autoscaling", "UpdateAutoScalingGroup", **without(new, *left_alone), **_arguments(made.id, new))
+    _move(context, made.id, set(old.get("TargetGroupARNs", [])), set(new.get("TargetGroupARNs", [])))
     if tags := _tags(made.id, new):
         context.call("autoscaling", "CreateOrUpdateTags", Tags=tags)
     if rolls:
         Roll(context, made.id, old, new, rolls).carry_out()
     return made
+
+
+def _move(context: Context, name: str, old: set[str], new: set[str]) -> None:
+    """The group's instances, and those to come, from target groups to others."""
+    for operation, arns in (("Attach", new - old), ("Detach", old - new)):
+        if arns:
+            arguments = {"AutoScalingGroupName": name, "TargetGroupARNs": sorted(arns)}
+            context.call("autoscaling", f"{operation}LoadBalancerTargetGroups", **arguments)
 
 
 def _instances(context: Context, name: str) -> list[str]:
