@@ -115,7 +115,7 @@ ATTACHED: dict[str, tuple[str, Lister]] = {
     "AWS::IAM::Policy": ("iam", _inline_policies),
     "AWS::SQS::QueuePolicy": ("sqs", _queue_policies),
 }
-# A custom resource is nothing of AWS's: what it stands for are mirror sessions.
+# A custom resource is nothing of AWS's: what these stand for are mirror sessions, and versions of the layer.
 NOTHING = ("Custom::MirrorSessions", "Custom::LayerVersions")
 
 

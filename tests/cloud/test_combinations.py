@@ -71,7 +71,18 @@ def account(cloud: Cloud) -> SimpleNamespace:
 def described(cloud: Cloud, name: str) -> dict[str, Any]:
     """Logical id -> what CloudFormation says of it. SAM adds to a layer's id."""
     found = cloud.client("cloudformation").describe_stack_resources(StackName=name)["StackResources"]
-    return {"RebuilderLayer" if (i := r["LogicalResourceId"]).startswith("RebuilderLayer") else i: r for r in found}
+    layer = "AWS::Lambda::LayerVersion"
+    return {"RebuilderLayer" if r["ResourceType"] == layer else r["LogicalResourceId"]: r for r in found}
+
+
+def inline_policies(source: dict[str, Any], name: str) -> list[tuple[str, dict[str, Any]]]:
+    """(role, policy) of a resource that brings any."""
+    resource = source["Resources"].get(name, {"Type": ""})
+    if resource["Type"] == "AWS::IAM::Role":
+        return [(name, policy) for policy in resource["Properties"].get("Policies", [])]
+    if resource["Type"] == "AWS::IAM::Policy":
+        return [(role["Ref"], resource["Properties"]) for role in resource["Properties"]["Roles"]]
+    return []
 
 
 @pytest.mark.parametrize("name", [*STACKS, "spoke"])
@@ -94,9 +105,13 @@ def test_each_resource_is_in_the_account_and_there_is_no_other(cloud: Cloud, acc
         # Of a security group's rules only those are resources that name another group's.
         if kind != "AWS::EC2::SecurityGroupIngress":
             assert there[kind] - made.get(kind, set()) == set(), kind
-    policies = len([r for r in account.source["Resources"].values() if r["Type"] == "AWS::IAM::Policy"])
-    roles = made["AWS::IAM::Role"]
-    assert len(there["AWS::IAM::Policy"]) == len(roles) + policies * len(account.shown)
+    policies = {
+        f"{shown[role]['PhysicalResourceId']}/{policy['PolicyName']}"
+        for shown in account.shown.values()
+        for name in shown
+        for role, policy in inline_policies(account.source, name)
+    }
+    assert there["AWS::IAM::Policy"] == policies
     assert len(there["AWS::SQS::QueuePolicy"]) == len(account.shown)
 
 
