@@ -157,9 +157,13 @@ def test_changed_ports_change_the_filter_and_keep_the_sessions(cloud: Cloud, sta
 
 
 def test_the_switch_removes_the_sessions_and_keeps_the_stack(cloud: Cloud, stack: SimpleNamespace) -> None:
+    versions = cloud.client("lambda").list_layer_versions
+    kept, layer = resources(cloud), versions(LayerName=f"{product.STACK}-rebuilder")["LayerVersions"]
     product.update(cloud, Mirroring="off")
     assert product.sessions(cloud) == []
-    assert stack.out["MirrorTargetId"] in resources(cloud).values()
+    assert stack.out["MirrorTargetId"] in kept.values()
+    assert resources(cloud) == kept
+    assert layer and versions(LayerName=f"{product.STACK}-rebuilder")["LayerVersions"] == layer
     product.update(cloud, Mirroring="on")
     assert len(product.sessions(cloud, stack.before)) == 1
 
