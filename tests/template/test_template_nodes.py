@@ -2,19 +2,17 @@
 nginx (without the module's own directives, which only Wallarm's build knows)."""
 
 import json
-import re
+import os
 import shutil
-import signal
 import socket
+import struct
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 import stack
+from nginx import MODSECURITY, NGINX, Nginx, free_ports
 from node import KEYS, NODES, SECRET, TOKEN, Machine, user_data
-
-MODSECURITY = Path("/usr/lib/nginx/modules/ngx_http_modsecurity_module.so")
 
 
 def tool(name):
@@ -152,99 +150,6 @@ def test_a_signature_that_is_wrong_would_be_noticed(machine):
 # ---- The configuration, in nginx ---------------------------------------------------------------------------------------
 
 
-def free_ports(count):
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in held]
-    for s in held:
-        s.close()
-    return ports
-
-
-class Nginx:
-    """nginx with what the script wrote. Where it needs the image's own parts, stand others."""
-
-    def __init__(self, folder, written, *, module_answers=True, engine=False, upstream=None):
-        self.folder, self.written = folder, written
-        self.port, self.health, status = free_ports(3)
-        kept = [line for line in written.splitlines() if not line.strip().startswith("wallarm_")]
-        assert len(written.splitlines()) - len(kept) == 7
-        text = "\n".join(kept)
-        replaced = {
-            "listen 8080 ": f"listen 127.0.0.1:{self.port} ",
-            "listen 8081;": f"listen 127.0.0.1:{self.health};",
-            "http://127.0.0.8/": f"http://127.0.0.1:{status}/",
-            "/var/log/nginx/error.log": f"{self.folder}/error.log",
-            "    server_name _;\n\n    # What": f"    server_name _;\n{self.engine() if engine else ''}\n    # What",
-        }
-        if upstream:
-            replaced["        return 200;"] = f"        proxy_pass http://127.0.0.1:{upstream};"
-        # Only the first: the health server's stays off.
-        text = text.replace("access_log off;", f"access_log {self.folder}/access.log seen;", 1)
-        for old, new in replaced.items():
-            assert text.count(old) == 1, old
-            text = text.replace(old, new)
-        others = ""
-        if module_answers:
-            others = f"server {{ listen 127.0.0.1:{status}; location = /wallarm-status {{ return 200 '{{}}'; }} }}\n"
-        temporary = "".join(
-            f"{name}_temp_path {self.folder}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        (self.folder / "nginx.conf").write_text(
-            (f"load_module {MODSECURITY};\n" if engine else "")
-            + f"daemon off; user root; worker_processes 1; pid {self.folder}/pid; error_log {self.folder}/main.log;\n"
-            "events { worker_connections 512; }\nhttp {\n"
-            "log_format seen '$remote_addr $http_x_server_addr $http_x_server_port $status $connection $request';\n"
-            f"{temporary}{text}\n{others}}}\n"
-        )
-        self.process = subprocess.Popen(["/usr/sbin/nginx", "-c", self.folder / "nginx.conf", "-p", self.folder])
-        deadline = time.monotonic() + 20
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            assert self.process.poll() is None and time.monotonic() < deadline, (self.folder / "main.log").read_text()
-            time.sleep(0.02)
-
-    def engine(self):
-        rules = 'SecRuleEngine On\nSecRequestBodyAccess On\nSecRule REQUEST_URI|REQUEST_BODY|ARGS "evil" "id:1,phase:2,deny,status:403"'
-        (self.folder / "rules.conf").write_text(rules)
-        return f"modsecurity on; modsecurity_rules_file {self.folder}/rules.conf;\n"
-
-    def talk(self, data, count, port=None):
-        """Sends all on one connection; gives the status lines of so many answers."""
-        with socket.create_connection(("127.0.0.1", port or self.port)) as connection:
-            received, left, found = b"", memoryview(data), []
-            while len(found) < count:
-                connection.settimeout(0.001 if left else 20)
-                sending = bool(left)
-                if sending:
-                    left = left[connection.send(left[: 1 << 16]) :]
-                try:
-                    more = connection.recv(1 << 20)
-                except TimeoutError:
-                    assert sending, "no answer within 20 s"
-                    continue
-                if not more:
-                    break
-                received += more
-                while answer := re.match(rb"HTTP/1.1 (\d+) .*?\r\nContent-Length: (\d+)\r\n.*?\r\n\r\n", received, re.DOTALL):
-                    if len(received) < (end := answer.end() + int(answer[2])):
-                        break
-                    found.append(int(answer[1]))
-                    received = received[end:]
-        return found
-
-    def seen(self):
-        # Only when it has ended is the last line surely written.
-        self.stop()
-        return [line.split(" ") for line in (self.folder / "access.log").read_text().splitlines()]
-
-    def stop(self):
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGQUIT)
-            self.process.wait(20)
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """What the script writes for nginx."""
@@ -267,7 +172,7 @@ def nginx(tmp_path, written):
         one.stop()
 
 
-real = pytest.mark.skipif(not Path("/usr/sbin/nginx").exists(), reason="nginx is not installed")
+real = pytest.mark.skipif(not NGINX.exists(), reason="nginx is not installed")
 
 
 def request(line="GET / HTTP/1.1", *headers, body=b""):
@@ -378,6 +283,54 @@ def test_no_byte_of_a_request_is_logged(nginx):
     server.stop()
     logs = [f for f in server.folder.glob("*.log") if f.name != "access.log"]
     assert logs and [f for f in logs if "canary" in f.read_text()] == []
+
+
+# ---- With the rebuilder -------------------------------------------------------------------------------------------------
+
+
+def mirrored(payload, sequence, *, client="198.51.100.7", server="10.20.3.4"):
+    """A TCP segment of a client, to port 8080, as AWS mirrors it: VXLAN, Ethernet, IPv4."""
+
+    def checksum(data):
+        total = sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+        return ~(total + (total >> 16) + ((total + (total >> 16)) >> 16)) & 0xFFFF
+
+    ends = socket.inet_aton(client) + socket.inet_aton(server)
+    tcp = struct.pack("!HHIIBBHHH", 40000, 8080, sequence, 1, 5 << 4, 0x18, 65535, 0, 0) + payload
+    tcp = tcp[:16] + struct.pack("!H", checksum(ends + struct.pack("!HH", 6, len(tcp)) + tcp)) + tcp[18:]
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(tcp), 1, 0, 64, 6, 0) + ends
+    ip = ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:]
+    return struct.pack("!II", 0x08000000, 4789 << 8) + bytes(12) + b"\x08\x00" + ip + tcp
+
+
+@real
+@pytest.mark.skipif("REBUILDER_BIN" not in os.environ, reason="NOT RUN: REBUILDER_BIN names no rebuilder; tests/check does")
+def test_what_a_rebuilder_sends_reaches_the_node_whole_and_under_the_true_names(nginx):
+    server = nginx()
+    listen, admin = free_ports(2)
+    command = [os.environ["REBUILDER_BIN"], "run", "--forward", f"http://127.0.0.1:{server.port}"]
+    command += ["--listen", f"127.0.0.1:{listen}", "--admin", f"127.0.0.1:{admin}", "--receive", "socket", "--workers", "1"]
+    rebuilder = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while socket.socket().connect_ex(("127.0.0.1", admin)):
+            assert rebuilder.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        # A client that writes headers of its own: ours must win. More requests than nginx takes on a connection by default.
+        asked = request("GET /shop HTTP/1.1", "X-Real-IP: 203.0.113.66", "X_Server_Addr: 203.0.113.66", "X-Forwarded-For: 127.0.0.1")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mirror:
+            for n in range(1200):
+                mirror.sendto(mirrored(asked, 1000 + n * len(asked)), ("127.0.0.1", listen))
+                if n % 50 == 0:
+                    time.sleep(0.01)
+        while len((server.folder / "access.log").read_text().splitlines()) < 1200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        rebuilder.terminate()
+        rebuilder.wait(40)
+    assert {tuple(line[:4]) for line in server.seen()} == {("198.51.100.7", "10.20.3.4", "8080", "200")}
+    assert len(server.seen()) == 1200
 
 
 # ---- What they are given -----------------------------------------------------------------------------------------------
