@@ -47,7 +47,7 @@ class Cloud:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "emulator", "--port", str(port), "--log", str(self.log), *arguments], env=environment
         )
-        wait_until(self._answers, 30, "the emulator to start")
+        wait_until(self._answers, 120, "the emulator to start")
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, f"the emulator ended: {self.log.read_text()}"

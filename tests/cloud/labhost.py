@@ -101,18 +101,21 @@ def metadata_service(listening: socket.socket, instance: str, role: str, credent
         def log_message(self, *_: object) -> None:
             """Silent."""
 
-        def reply(self, status: int, text: str = "") -> None:
+        def reply(self, status: int, text: str = "", **headers: str) -> None:
             body = text.encode()
             self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name.replace("_", "-"), value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
         def do_PUT(self) -> None:
-            if self.path != "/latest/api/token" or not self.headers.get("X-aws-ec2-metadata-token-ttl-seconds"):
+            seconds = self.headers.get("X-aws-ec2-metadata-token-ttl-seconds")
+            if self.path != "/latest/api/token" or not seconds:
                 return self.reply(400)
             tokens.add(token := os.urandom(16).hex())
-            return self.reply(200, token)
+            return self.reply(200, token, X_aws_ec2_metadata_token_ttl_seconds=seconds)
 
         def do_GET(self) -> None:
             if self.headers.get("X-aws-ec2-metadata-token") not in tokens:

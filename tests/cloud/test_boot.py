@@ -100,6 +100,28 @@ def mirrored(seq: int, flags: int, payload: bytes) -> bytes:
     return struct.pack("!II", 0x08000000, 4789 << 8) + bytes.fromhex("020000000002" "020000000001" "0800") + ip + tcp
 
 
+def figures_reach_the_account(cloud: Cloud, host: Host) -> None:
+    """By a service of their own, under the instance's role; the rebuilder has no way to the credentials."""
+    unit = "rebuilder-metrics.service"
+    assert host.shown(unit, "ActiveState") == "active"
+    with (host.root / "etc/mirrorfleet/metrics.env").open("a") as settings:
+        # What tells an SDK that this is no region of AWS; and not to wait for half a minute.
+        settings.write(f"AWS_ENDPOINT_URL={cloud.endpoint}\nREBUILDER_PUBLISH_EVERY=1s\n")
+    assert host.run("systemctl", "restart", unit).returncode == 0
+    status = host.process(unit)
+    assert 61184 <= int(status["Uid"].split()[0]) <= 65519
+    assert {int(status[kind], 16) for kind in ("CapEff", "CapPrm", "CapBnd", "CapAmb", "CapInh")} == {0}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert int(host.shown(unit, "MemoryMax")) == 96 << 20
+
+    def told(metric: str) -> float:
+        data = [d for d in cloud.lab("metrics")["data"] if d["dimensions"] == {"Stack": product.STACK}]
+        return sum(d["sum"] for d in data if d["name"] == metric)
+
+    wait_until(lambda: told("RequestsDelivered2xx") == 1, 60, "the request's outcome to be put")
+    assert told("Packets") == 1 + 3  # a SYN, and three segments with the request
+
+
 def test_an_instance_takes_traffic_under_the_units_user_and_says_so(
     cloud: Cloud, deploying: str, instances: list[str], user_data: str, role: str, tmp_path: Path
 ) -> None:
@@ -152,6 +174,8 @@ def test_an_instance_takes_traffic_under_the_units_user_and_says_so(
             b"X-Mirror-Flags: client-xff\r\n"
         )
         assert analyser.requests == [head + added + b"\r\n" + body]
+
+        figures_reach_the_account(cloud, host)
 
         # It may be run again, and the restart that is part of it takes the port over from itself.
         code, said = host.first_boot(user_data)

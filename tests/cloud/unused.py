@@ -14,7 +14,6 @@ import yaml
 NOT_USED_HERE = {
     ("start", "SayThatItIsThere", "*"): "no agent of Systems Manager runs on the hosts of the lab",
     ("start", "OpenAShell", "*"): "no agent of Systems Manager runs on the hosts of the lab",
-    ("start", "PutItsFigures", "*"): "the service that publishes figures is tested apart (rebuilder/src/publish)",
     ("node", "*", "*"): "no Wallarm node boots in the emulator; the role is theirs",
     ("continue", "*", "*"): "only a removal of more than 14 minutes continues in another run",
 }

@@ -48,6 +48,8 @@ def called(environ: dict[str, Any]) -> Call:
     """Service, region, action and parameters of a signed request."""
     body = body_of(environ)
     _, _, region, service, _ = environ["HTTP_AUTHORIZATION"].split("Credential=")[1].split(",")[0].split("/")
+    # IAM has another word for it than the signature.
+    service = {"monitoring": "cloudwatch"}.get(service, service)
     path = urllib.parse.unquote(environ.get("PATH_INFO", ""))
     if service == "lambda":
         action, given = _of_lambda(environ["REQUEST_METHOD"], path, environ.get("QUERY_STRING", ""))

@@ -74,6 +74,8 @@ def asks_of(call: Call, tags_of: Tags) -> list[Ask]:
         return [Ask(name, given["Arn"], facts)]
     if name == "lambda:DeleteLayerVersion":
         return [Ask(name, f"{arn}layer:{given['LayerName']}:{given['VersionNumber']}", facts)]
+    if name == "cloudwatch:PutMetricData":
+        return [Ask(name, "*", {**facts, "cloudwatch:namespace": json.loads(given["Namespace"])})]
     if name == "ecs:DescribeTasks":
         return [Ask(name, task, facts) for task in json.loads(given["tasks"])]
     raise Unknown(f"the resources of {name}")

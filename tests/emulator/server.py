@@ -47,7 +47,10 @@ class Application:
         path = environ.get("PATH_INFO", "")
         if not path.startswith("/_"):
             try:
-                answer = cbor.answer(environ, self._asked) if cbor.is_cbor(environ) else self.traffic(environ, self._asked)
+                if cbor.is_cbor(environ):
+                    answer = cbor.answer(environ, lambda same: self.traffic(same, self._asked) or self._asked(same))
+                else:
+                    answer = self.traffic(environ, self._asked)
             except Dropped as dropped:
                 return _dropped(dropped, environ, start_response)
             if answer is None:
