@@ -135,3 +135,23 @@ impl Emulator {
         serde_json::from_slice(&out.stdout).with_context(|| format!("aws {}", arguments.join(" ")))
     }
 }
+
+/// A call of a service of AWS that takes forms, without the second that the `aws` command takes. Nobody checks signatures
+/// here, but they name the service.
+///
+/// # Errors
+/// Where it refuses.
+pub fn ask(url: &str, service: &str, form: &[(&str, &str)]) -> anyhow::Result<String> {
+    let authorization = format!(
+        "AWS4-HMAC-SHA256 Credential=emulated/20260101/{REGION}/{service}/aws4_request, SignedHeaders=host, Signature=0"
+    );
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(Duration::from_secs(10)))
+        .build()
+        .into();
+    let request = agent.post(url).header("Authorization", authorization);
+    let mut answer = request
+        .send_form(form.iter().copied())
+        .context(service.to_owned())?;
+    Ok(answer.body_mut().read_to_string()?)
+}

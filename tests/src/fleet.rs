@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::balancer::{Balancer, Counts, State as Health};
+use crate::emulator::ask;
 use crate::network::{Host, Vpc};
 use crate::process::Process;
 use crate::rebuilder::{Metrics, http_get};
@@ -355,7 +356,7 @@ fn signal(shared: &Mutex<State>, options: &Options, group: &str) -> anyhow::Resu
             ("TargetGroupArn", group),
             ("Targets.member.1.Id", &id),
         ];
-        let answer = call(&options.emulator, "elasticloadbalancing", &question)?;
+        let answer = ask(&options.emulator, "elasticloadbalancing", &question)?;
         if !answer.contains("<State>healthy</State>") {
             continue;
         }
@@ -368,26 +369,12 @@ fn signal(shared: &Mutex<State>, options: &Options, group: &str) -> anyhow::Resu
             ("Status", "SUCCESS"),
         ];
         // A signal that nobody waits for is refused, as it must be when the group grew by itself.
-        let _ = call(&options.emulator, "cloudformation", &success);
+        let _ = ask(&options.emulator, "cloudformation", &success);
         if let Some(running) = lock(shared).running.get_mut(&id) {
             running.signalled = true;
         }
     }
     Ok(())
-}
-
-/// A call of a service of AWS that takes forms. Nobody checks signatures here, but they name the service.
-fn call(url: &str, service: &str, form: &[(&str, &str)]) -> anyhow::Result<String> {
-    let authorization = format!(
-        "AWS4-HMAC-SHA256 Credential=emulated/20260101/{}/{service}/aws4_request, SignedHeaders=host, Signature=0",
-        crate::emulator::REGION
-    );
-    let agent = agent();
-    let request = agent.post(url).header("Authorization", authorization);
-    let mut answer = request
-        .send_form(form.iter().copied())
-        .context(service.to_owned())?;
-    Ok(answer.body_mut().read_to_string()?)
 }
 
 fn post(url: &str, body: &str) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use lab::data_plane::ANALYSER;
-use lab::emulator::{Emulator, REGION};
+use lab::emulator::{Emulator, REGION, ask};
 use lab::process::{self, Process, wait_for};
 
 pub(crate) const STACK: &str = "mirrorfleet-roll";
@@ -13,6 +13,8 @@ pub(crate) const STACK: &str = "mirrorfleet-roll";
 pub(crate) const GROUP: &str = "mirrorfleet-roll-RebuilderGroup";
 /// The group of the mirrored web servers.
 pub(crate) const WEB: &str = "roll-web";
+/// How long a deployment may take: its own limit is a quarter of an hour.
+const LONGEST: Duration = Duration::from_secs(1000);
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 pub(crate) struct Cloud {
@@ -60,43 +62,72 @@ impl Cloud {
         }
     }
 
-    /// Begins `sam deploy` with these parameters beside the usual ones, and does not wait for its end.
-    pub(crate) fn deploy(&self, name: &str, more: &[&str]) -> anyhow::Result<Process> {
+    /// `sam deploy`.
+    pub(crate) fn deploy(&self) -> anyhow::Result<()> {
         let mut deploy = self.emulator.command("sam");
         deploy
-            .args([
-                "deploy",
-                "--stack-name",
-                STACK,
-                "--region",
-                REGION,
-                "--resolve-s3",
-            ])
-            .args(["--no-confirm-changeset", "--no-progressbar"])
+            .args(["deploy", "--stack-name", STACK, "--region", REGION])
+            .args(["--resolve-s3", "--no-confirm-changeset", "--no-progressbar"])
             .args(["--capabilities", "CAPABILITY_IAM"])
             .arg("--parameter-overrides")
             .arg(format!("VpcId={}", self.vpc))
             .arg(format!("SubnetIds={}", self.subnets))
             .arg(format!("AnalyzerUrl=http://{ANALYSER}"))
             .args(["MinSize=2", "MaxSize=4"])
-            .args(more)
             .env("SAM_CLI_POLL_DELAY", "0.3")
             .current_dir(ROOT);
-        Process::start(name, deploy, &self.directory)
+        let mut deploy = Process::start("deploy", deploy, &self.directory)?;
+        let status = deploy.wait(LONGEST)?;
+        if !status.success() {
+            bail!("sam deploy: {}", process::tail(deploy.log(), 3000));
+        }
+        self.settles("CREATE_COMPLETE")
     }
 
-    /// Waits until a deployment has ended well.
-    pub(crate) fn deployed(&self, mut deploy: Process) -> anyhow::Result<()> {
-        let status = deploy.wait(Duration::from_secs(900))?;
+    /// Gives the stack's parameter `name` another value, and waits until that is carried out.
+    pub(crate) fn update(&self, name: &str, value: &str) -> anyhow::Result<()> {
         let stack =
             self.emulator
                 .aws(&["cloudformation", "describe-stacks", "--stack-name", STACK])?;
-        let state = text(&stack, "/Stacks/0/StackStatus")?;
-        if !status.success() || state != "CREATE_COMPLETE" && state != "UPDATE_COMPLETE" {
-            bail!(
-                "the stack is {state}: {}",
-                process::tail(deploy.log(), 3000)
-            );
+        let parameters = stack
+            .pointer("/Stacks/0/Parameters")
+            .and_then(|it| it.as_array())
+            .context("the stack has no parameters")?;
+        let parameters: Vec<String> = parameters
+            .iter()
+            .filter_map(|it| it.get("ParameterKey")?.as_str())
+            .map(|key| match key == name {
+                true => format!("ParameterKey={key},ParameterValue={value}"),
+                false => format!("ParameterKey={key},UsePreviousValue=true"),
+            })
+            .collect();
+        let mut call = vec!["cloudformation", "update-stack", "--stack-name", STACK];
+        call.extend(["--use-previous-template", "--capabilities"]);
+        call.extend(["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND", "--parameters"]);
+        call.extend(parameters.iter().map(String::as_str));
+        self.emulator.aws(&call)?;
+        self.settles("UPDATE_COMPLETE")
+    }
+
+    /// Waits until the stack is busy no more, and in this state.
+    fn settles(&self, wanted: &str) -> anyhow::Result<()> {
+        let question = [
+            ("Action", "DescribeStacks"),
+            ("Version", "2010-05-15"),
+            ("StackName", STACK),
+        ];
+        let state = wait_for("the stack settles", LONGEST, || {
+            std::thread::sleep(Duration::from_millis(200));
+            let answer = ask(self.emulator.url(), "cloudformation", &question)?;
+            let state = answer
+                .split_once("<StackStatus>")
+                .and_then(|(_, rest)| rest.split_once('<'))
+                .map(|(state, _)| state.to_owned())
+                .context(answer)?;
+            Ok((!state.ends_with("_IN_PROGRESS")).then_some(state))
+        })?;
+        if state != wanted {
+            bail!("the stack is {state}");
         }
         Ok(())
     }

@@ -50,13 +50,14 @@ pub(crate) fn tell(options: &Options) -> anyhow::Result<bool> {
     )?;
     let source = Source::Emulator(cloud.emulator.url().to_owned());
     let world = World::start(&vpc, source, |it| it.asg.as_deref() == Some(WEB))?;
-    say(told, "sam deploy: waits for two rebuilders' signals");
-    let deploy = cloud.deploy("deploy", &[])?;
-    cloud
-        .deployed(deploy)
-        .with_context(|| format!("{:?} {:?}", fleet.seen(), fleet.failure()))?;
-    say(told, "two web servers, which the functions have mirrored");
+    say(
+        told,
+        "two web servers; sam deploy, which waits for two rebuilders' signals",
+    );
     cloud.web(2)?;
+    cloud
+        .deploy()
+        .with_context(|| format!("{:?} {:?}", fleet.seen(), fleet.failure()))?;
     wait_for("both are mirrored", PATIENCE, || {
         Ok((world.sessions().len() == 2).then_some(()))
     })
@@ -192,10 +193,7 @@ impl Stage<'_> {
     /// Another setting is another user data, so another version of the launch template.
     fn update(&mut self) -> anyhow::Result<()> {
         let before = self.ids();
-        let deploy = self
-            .cloud
-            .deploy("update", &["TrustedProxyCidrs=10.99.0.0/16"])?;
-        self.cloud.deployed(deploy)?;
+        self.cloud.update("TrustedProxyCidrs", "10.99.0.0/16")?;
         self.cloud.nobody_leaves()?;
         self.healthy(2)?;
         let after = self.ids();
