@@ -36,6 +36,12 @@ def test_the_boot_script_is_bash(script):
     subprocess.run(["bash", "-n", script], check=True)
 
 
+def test_the_boot_script_is_small():
+    # EC2 takes 16 KB; the longest that parameters can make it.
+    networks = ",".join(["2001:db8:ffff:ffff:ffff:ffff:ffff:ffff/128"] * 50)
+    assert len(user_data(TrustedProxyCidrs=networks).encode()) < 8 << 10
+
+
 @tool("shellcheck")
 def test_shellcheck_finds_nothing(script):
     subprocess.run(["shellcheck", script, SERVICE / "install", SERVICE / "backoff"], check=True)
@@ -478,6 +484,8 @@ def test_a_new_program_is_a_new_launch_template_version_and_rolls():
     # SAM names a layer version by what is in it; the launch template must name that very resource.
     assert layer.startswith("RebuilderLayer") and layer != "RebuilderLayer"
     assert layer in stack.references(template["Resources"]["RebuilderTemplate"])
+    # An instance of the version before may still have to be replaced.
+    assert template["Resources"][layer]["DeletionPolicy"] == "Retain"
     group = template["Resources"]["RebuilderGroup"]
     assert group["UpdatePolicy"]["AutoScalingRollingUpdate"]["WaitOnResourceSignals"] is True
     version = group["Properties"]["MixedInstancesPolicy"]["LaunchTemplate"]["LaunchTemplateSpecification"]["Version"]
