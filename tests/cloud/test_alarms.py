@@ -65,7 +65,9 @@ def test_metric_math_knows_missing_values():
     assert calculate("in_service - FILL(heartbeat, 0) / 60", {"in_service": 3, "heartbeat": 120}) == 1
     assert calculate("in_service - FILL(heartbeat, 0) / 60", {"in_service": 3, "heartbeat": None}) == 3
     assert calculate("in_service - heartbeat / 60", {"in_service": 3, "heartbeat": None}) is None
-    assert calculate("100 * (a + b) / MAX([c, 1])", {"a": 1, "b": 2, "c": 0}) == 300
+    share = "IF(a + b > 0, 100 * a / (a + b), 0)"
+    assert [calculate(share, {"a": a, "b": b}) for a, b in ((1, 3), (0, 5), (0, 0))] == [25, 0, 0]
+    assert calculate(share, {"a": 1, "b": None}) is None
 
 
 # ---- Policies --------------------------------------------------------------------------------------------------------

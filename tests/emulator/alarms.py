@@ -95,7 +95,7 @@ _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 
 
 def calculate(expression: str, values: Mapping[str, Point]) -> Point:
-    """Metric math at one moment, as far as alarms here use it: + - * /, MAX([...]), FILL(id, number).
+    """Metric math at one moment, as far as alarms here use it: + - * /, IF(a > b, then, else), FILL(id, number).
 
     Where a value is missing, so is the result.
     """
@@ -116,7 +116,9 @@ def _value(node: ast.AST, values: Mapping[str, Point]) -> Point:
         if node.func.id == "FILL":
             found = _value(node.args[0], values)
             return _value(node.args[1], values) if found is None else found
-        if node.func.id == "MAX" and isinstance(node.args[0], ast.List):
-            found = [_value(item, values) for item in node.args[0].elts]
-            return None if None in found else max(f for f in found if f is not None)
+        if node.func.id == "IF" and isinstance(node.args[0], ast.Compare) and isinstance(node.args[0].ops[0], ast.Gt):
+            left, right = (_value(side, values) for side in (node.args[0].left, node.args[0].comparators[0]))
+            if left is None or right is None:
+                return None
+            return _value(node.args[1] if left > right else node.args[2], values)
     raise Unsupported(ast.dump(node))

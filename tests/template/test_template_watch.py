@@ -3,10 +3,13 @@ nobody emits. What is really emitted, the emulated account sees: tests/cloud/tes
 
 import json
 import re
+import sys
 
 import dashboard
 import pytest
 import stack
+
+sys.path.append(str(stack.ROOT / "tests"))  # where the emulator is
 
 README = (stack.ROOT / "README.md").read_text()
 FUNCTIONS = {"attach", "reconcile", "drain"}
@@ -171,6 +174,7 @@ def test_widgets_say_what_cloudwatch_needs(mode):
             # An id begins with a small letter; an expression names ids of its own widget.
             assert re.fullmatch(r"[a-z][a-zA-Z0-9_]*", options.get("id", "a"))
             if expression:
+                # Functions are written in capitals.
                 words = set(re.findall(r"\b[a-z]\w*\b", re.sub(r"SEARCH\('[^']*'", "", expression)))
                 assert words <= set(ids), expression
             assert options.get("yAxis", "left") in ("left", "right")
@@ -224,6 +228,20 @@ def test_every_alarm_tells_the_topic_and_says_when_it_is_over(mode):
             continue
         news = "InsufficientDataActions" if alarm["TreatMissingData"] == "missing" else "AlarmActions"
         assert alarm[news][0] == alarm["OKActions"][0] == "<AlarmTopic>", name
+
+
+def test_an_alarms_expression_names_its_own_metrics_and_gives_the_share_that_fails():
+    from emulator.alarms import calculate
+
+    for name, alarm in alarms(stack.Evaluated()).items():
+        for expression in [q["Expression"] for q in alarm.get("Metrics", []) if "Expression" in q]:
+            ids = {q["Id"] for q in alarm["Metrics"] if "MetricStat" in q}
+            assert set(re.findall(r"\b[a-z]\w*\b", expression)) == ids, name
+    (expression,) = [q["Expression"] for q in alarms(stack.Evaluated())["AnalyserAlarm"]["Metrics"] if "Expression" in q]
+    nothing = dict.fromkeys(re.findall(r"\b[a-z]\w*\b", expression), 0.0)
+    assert calculate(expression, nothing) == 0
+    # Of 100: 90 well answered, 4 with 5xx, 5 not in time, one without a connection.
+    assert calculate(expression, nothing | {"answer_2xx": 90.0, "answer_5xx": 4.0, "timeout": 5.0, "connect": 1.0}) == 10
 
 
 @every_mode()
