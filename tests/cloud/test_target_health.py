@@ -109,3 +109,5 @@ def test_an_unhealthy_instance_is_replaced_unless_that_is_suspended(cloud: Cloud
     assert ill not in after
     assert well in after
     assert len(after) == 2
+    # Its flows go on although it is gone: that is what the load balancer does.
+    assert ill in [t["id"] for t in shown(cloud, fleet)["targets"] if t["leaves_in"]]

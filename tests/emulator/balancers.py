@@ -130,9 +130,9 @@ def _group(group: FakeTargetGroup) -> dict[str, Any]:
 
 
 def _address(group: FakeTargetGroup, target: str) -> str | None:
-    """None for an instance that is gone."""
+    """Also of an instance that is terminated already: the load balancer does not look at that while a target drains."""
     reservations = list(ec2_backends[group.account_id][group.region_name].reservations.values())
-    found = (i for r in reservations for i in r.instances if i.id == target and i.state == "running")
+    found = (i for r in reservations for i in r.instances if i.id == target)
     return next((i.private_ip for i in found), None)
 
 

@@ -1,5 +1,6 @@
 //! The story, in order.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use lab::network::{Interface, Vpc};
 use lab::nginx::Nginx;
 use lab::paced::{Client, Pace};
 use lab::process::wait_for;
+use lab::rebuilder::last_figure;
 use lab::world::{Source, World};
 
 use crate::Options;
@@ -96,6 +98,7 @@ pub(crate) fn tell(options: &Options) -> anyhow::Result<bool> {
     let done = traffic.stop()?;
     let judge = Judge::new(done, &analyser)?;
     let (_, moved) = fleet.counts();
+    let running = fleet.metrics()?;
     let counts = fleet.stop()?;
     drop(world);
 
@@ -129,9 +132,24 @@ pub(crate) fn tell(options: &Options) -> anyhow::Result<bool> {
             done.trouble
         ));
     }
+    // Each packet that the load balancer has sent to a rebuilder is in that one's books.
+    let mut taken = BTreeMap::new();
     for (id, it) in ended.iter().filter(|(_, it)| !it.killed) {
         if it.status != "exit status: 0" {
             objections.push(format!("{id} ended with {}: {}", it.status, it.output));
+            continue;
+        }
+        let figure = |name| last_figure(&it.output, name);
+        taken.insert(id.clone(), figure("packets")? + figure("kernel_drops")?);
+    }
+    for (id, metrics) in &running {
+        let drops = metrics.count("rebuilder_kernel_drops_total");
+        taken.insert(id.clone(), metrics.packets() + drops);
+    }
+    for (id, taken) in taken {
+        let sent = counts.sent.get(&id).copied().unwrap_or_default();
+        if taken != sent {
+            objections.push(format!("{id} was sent {sent} packets and knows of {taken}"));
         }
     }
     for objection in &objections {
