@@ -134,6 +134,37 @@ impl Emulator {
         }
         serde_json::from_slice(&out.stdout).with_context(|| format!("aws {}", arguments.join(" ")))
     }
+
+    /// The default VPC, and two of its subnets as a parameter of a stack.
+    ///
+    /// # Errors
+    /// Where the account does not have them.
+    pub fn default_network(&self) -> anyhow::Result<(String, String)> {
+        let vpcs = self.aws(&[
+            "ec2",
+            "describe-vpcs",
+            "--filters",
+            "Name=is-default,Values=true",
+        ])?;
+        let vpc = text(&vpcs, "/Vpcs/0/VpcId")?;
+        let filter = format!("Name=vpc-id,Values={vpc}");
+        let subnets = self.aws(&["ec2", "describe-subnets", "--filters", &filter])?;
+        let subnets: Vec<String> = (0..2)
+            .map(|number| text(&subnets, &format!("/Subnets/{number}/SubnetId")))
+            .collect::<anyhow::Result<_>>()?;
+        Ok((vpc, subnets.join(",")))
+    }
+}
+
+/// The string at a JSON pointer (RFC 6901).
+///
+/// # Errors
+/// Where there is none.
+pub fn text(json: &serde_json::Value, path: &str) -> anyhow::Result<String> {
+    json.pointer(path)
+        .and_then(|it| it.as_str())
+        .map(ToOwned::to_owned)
+        .with_context(|| format!("no {path} in {json}"))
 }
 
 /// A call of a service of AWS that takes forms, without the second that the `aws` command takes. Nobody checks signatures

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use lab::analyser::Analyser;
 use lab::data_plane::{ANALYSER, CLIENT, DataPlane, instance};
-use lab::emulator::Emulator;
+use lab::emulator::{Emulator, text};
 use lab::fabric::session::http_session;
 use lab::network::Options;
 use lab::process::wait_for;
@@ -103,19 +103,7 @@ impl Cloud {
         progress.chapter("An AWS account on this machine");
         let emulator = Emulator::start(venv, directory)?;
         progress.line(&format!("emulator: {}", emulator.url()));
-        let vpcs = emulator.aws(&[
-            "ec2",
-            "describe-vpcs",
-            "--filters",
-            "Name=is-default,Values=true",
-        ])?;
-        let vpc = text(&vpcs, "/Vpcs/0/VpcId")?;
-        let filter = format!("Name=vpc-id,Values={vpc}");
-        let subnets = emulator.aws(&["ec2", "describe-subnets", "--filters", &filter])?;
-        let subnets: Vec<String> = (0..2)
-            .map(|number| text(&subnets, &format!("/Subnets/{number}/SubnetId")))
-            .collect::<anyhow::Result<_>>()?;
-        let subnets = subnets.join(",");
+        let (vpc, subnets) = emulator.default_network()?;
 
         progress.chapter(
             "sam build (the first time it compiles the AWS SDK: 15 minutes and more on two cores)",
@@ -356,13 +344,6 @@ fn type_it(progress: &Progress, emulator: &Emulator, arguments: &[&str]) -> anyh
         .collect();
     progress.line(&format!("$ aws {}", shown.join(" ")));
     emulator.aws(arguments).map(drop)
-}
-
-fn text(json: &serde_json::Value, path: &str) -> anyhow::Result<String> {
-    json.pointer(path)
-        .and_then(|it| it.as_str())
-        .map(ToOwned::to_owned)
-        .with_context(|| format!("no {path} in {json}"))
 }
 
 /// Everything that is on while the story goes.

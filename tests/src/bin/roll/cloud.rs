@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use lab::data_plane::ANALYSER;
-use lab::emulator::{Emulator, REGION, ask};
+use lab::emulator::{Emulator, REGION, ask, text};
 use lab::process::{self, Process, wait_for};
 
 pub(crate) const STACK: &str = "mirrorfleet-roll";
@@ -32,23 +32,12 @@ impl Cloud {
             "signals",
             &serde_json::json!({"wait": true, "second": second}),
         )?;
-        let vpcs = emulator.aws(&[
-            "ec2",
-            "describe-vpcs",
-            "--filters",
-            "Name=is-default,Values=true",
-        ])?;
-        let vpc = text(&vpcs, "/Vpcs/0/VpcId")?;
-        let filter = format!("Name=vpc-id,Values={vpc}");
-        let subnets = emulator.aws(&["ec2", "describe-subnets", "--filters", &filter])?;
-        let subnets: Vec<String> = (0..2)
-            .map(|number| text(&subnets, &format!("/Subnets/{number}/SubnetId")))
-            .collect::<anyhow::Result<_>>()?;
+        let (vpc, subnets) = emulator.default_network()?;
         Ok(Self {
             emulator,
             directory: directory.to_owned(),
             vpc,
-            subnets: subnets.join(","),
+            subnets,
         })
     }
 
@@ -211,11 +200,4 @@ impl Cloud {
             Ok(leaving.as_array().is_some_and(Vec::is_empty).then_some(()))
         })
     }
-}
-
-fn text(json: &serde_json::Value, path: &str) -> anyhow::Result<String> {
-    json.pointer(path)
-        .and_then(|it| it.as_str())
-        .map(ToOwned::to_owned)
-        .with_context(|| format!("no {path} in {json}"))
 }
