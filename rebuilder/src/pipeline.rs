@@ -5,6 +5,7 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use crate::decode::{DecodeOptions, Decoder, Plain, Segment};
 use crate::handover::Route;
 use crate::http::{Extractor, HttpCounters, HttpOptions, Request};
+use crate::prefetch::Ahead;
 use crate::receive::Frame;
 use crate::stream::{
     AHEAD, Chunk, Compared, DirectionId, End, Endpoints, Interest, Named, Sink, Stats,
@@ -29,6 +30,7 @@ pub struct Pipeline {
     decoder: Decoder,
     streams: Streams,
     extractor: Extractor,
+    ahead: Ahead,
     cut_frames: u64,
     gaps: u64,
 }
@@ -63,6 +65,7 @@ impl Pipeline {
             decoder: Decoder::new(options.decode),
             streams: Streams::new(options.stream),
             extractor: Extractor::new(options.http),
+            ahead: Ahead::default(),
             cut_frames: 0,
             gaps: 0,
         }
@@ -137,9 +140,9 @@ impl Pipeline {
                 }
                 count += 1;
             }
-            self.streams
-                .look_ahead(names.get_mut(..count).unwrap_or_default());
+            self.streams.look_ahead();
             for ((plain, named), refused) in batch.iter().zip(&names).zip(&decoded).take(count) {
+                self.ahead.read(plain.payload);
                 let ends = match refused {
                     Some(outcome) => Break(Some(*outcome)),
                     None => routed(route(&plain.segment())),

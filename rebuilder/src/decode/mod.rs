@@ -295,6 +295,7 @@ impl Decoder {
 
 impl DecodeOptions {
     /// Whether `--vni` lets a packet with this outermost identifier (none: bare) through.
+    #[inline]
     fn admit(&self, vni: Option<Vni>) -> Result<(), PacketOutcome> {
         if self.vnis.is_empty() || vni.is_some_and(|vni| self.vnis.contains(&vni)) {
             Ok(())
@@ -304,9 +305,14 @@ impl DecodeOptions {
     }
 
     /// Whether `--port` names one of these.
+    #[inline]
     fn takes(&self, ports: [u16; 2]) -> bool {
+        self.ports.is_empty() || self.names(ports)
+    }
+
+    fn names(&self, ports: [u16; 2]) -> bool {
         let named = |port| self.ports.iter().any(|range| range.contains(port));
-        self.ports.is_empty() || ports.iter().any(named)
+        ports.iter().any(named)
     }
 }
 

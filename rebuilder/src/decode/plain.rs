@@ -160,7 +160,11 @@ const fn protocol(header: &[u8; 20]) -> u8 {
 
 /// Header and payload of the packet in an Ethernet frame without tags, where that is an IPv4 one without options that was
 /// captured whole.
-#[inline]
+#[allow(
+    clippy::inline_always,
+    reason = "called twice, and the shortest way of all packets"
+)]
+#[inline(always)]
 fn whole_v4(frame: &[u8]) -> Option<(&[u8; 20], &[u8])> {
     let ([_addresses @ .., t0, t1], data) = split::<14>(frame)?;
     let (header, _) = split::<20>(data)?;

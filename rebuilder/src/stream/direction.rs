@@ -303,6 +303,7 @@ impl Direction {
     }
 
     /// Whether it looks like answers, and is looked through for requests all the same.
+    #[inline]
     pub(super) fn seems_to_answer(&self) -> bool {
         self.opaque.is_none() && self.presumed == Some(PacketOutcome::Response)
     }
@@ -367,26 +368,31 @@ impl Direction {
     }
 
     /// Whether it goes on at `seq`.
+    #[inline]
     pub(super) fn is_next(&self, seq: Seq) -> bool {
         advance(self.anchor, self.next.0) == seq
     }
 
-    /// Takes the next payload of a plain direction, as [`Direction::take`] does.
+    /// Takes the next payload of a plain direction, as [`Direction::take`] does, if nobody wants it.
+    #[inline]
+    pub(super) fn pass_next(&mut self, len: usize, now: Timestamp) -> Option<PacketOutcome> {
+        let outcome = self.opaque?;
+        self.last = now;
+        self.next = self.next + len64(len);
+        self.high = self.high.max(self.next);
+        Some(outcome)
+    }
+
+    /// The same, if it is wanted.
     pub(super) fn take_next(
         &mut self,
         payload: &[u8],
-        ack: Seq,
         ts: Timestamp,
         env: &mut Env<'_>,
         sink: &mut impl Sink,
     ) -> PacketOutcome {
         self.last = env.now;
-        self.note_sent_ack(ack);
         self.high = self.high.max(self.next + len64(payload.len()));
-        if let Some(outcome) = self.opaque {
-            self.next = self.next + len64(payload.len());
-            return outcome;
-        }
         self.progress = env.now;
         let piece = Piece {
             data: payload,

@@ -26,6 +26,9 @@ pub(super) enum Side {
     High,
 }
 
+/// An odd number without a pattern (2⁶⁴ by the golden ratio).
+const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// Which bits of a key's second word say that an endpoint is an IPv6 one.
 const IS_V6: u64 = 0b11 << 62;
 
@@ -52,6 +55,14 @@ impl PlainKey {
         };
         let rest = scope.vni(seg.vni) << 32 | (low & 0xffff) << 16 | (high & 0xffff);
         (Self([low >> 16 << 32 | high >> 16, rest]), side)
+    }
+
+    /// Tells few keys apart, and quickly. Whoever aims at it makes others be looked up by their hash.
+    #[inline]
+    pub(super) fn near(self) -> usize {
+        let [addresses, rest] = self.0;
+        let mixed = (addresses ^ rest.rotate_left(24)).wrapping_mul(MIX);
+        super::offset::index(mixed >> 32)
     }
 
     /// As [`FlowKey::hash`].
@@ -95,9 +106,9 @@ pub(super) struct PlainName {
 }
 
 impl PlainName {
-    /// Nobody's.
+    /// Nobody's: no VNI is so large.
     pub(super) const NONE: Self = Self {
-        key: PlainKey([0; 2]),
+        key: PlainKey([u64::MAX; 2]),
         hash: 0,
         slot: NIL,
     };
@@ -218,6 +229,7 @@ pub(super) struct Half {
 
 impl Half {
     /// The only generation, where nothing is in doubt about it.
+    #[inline]
     pub(super) fn plain(&mut self) -> Option<&mut Direction> {
         self.generations.first_mut().filter(|_| self.plain)
     }

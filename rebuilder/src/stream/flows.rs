@@ -163,10 +163,12 @@ impl Flows {
         }
     }
 
+    #[inline]
     pub(super) fn get(&self, slot: u32) -> Option<&Flow> {
         self.slots.get(index(u64::from(slot)))?.as_ref()
     }
 
+    #[inline]
     pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Flow> {
         self.slots.get_mut(index(u64::from(slot)))?.as_mut()
     }
@@ -421,12 +423,13 @@ impl Flows {
     }
 
     /// A flow had a packet.
+    #[inline]
     pub(super) fn touch(&mut self, slot: u32, now: Timestamp) {
         let Some(flow) = self.get_mut(slot) else {
             return;
         };
         flow.last = now;
-        if now.since(flow.linked) >= RELINK {
+        if flow.linked + RELINK <= now {
             self.relink(slot);
         }
     }

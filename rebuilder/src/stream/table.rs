@@ -16,8 +16,10 @@ use crate::budget::{Budget, Source};
 
 mod ahead;
 
-use ahead::Asked;
+#[cfg(test)]
+pub(super) use ahead::NEAR;
 pub use ahead::Named;
+use ahead::Near;
 
 /// Counts since the table was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,7 +81,7 @@ pub struct Streams {
     budget: Budget,
     stats: Stats,
     next_id: u64,
-    asked: Asked,
+    near: Near,
     /// Every segment goes the full way, so that both ways can be compared.
     #[cfg(test)]
     pub(super) never_plain: bool,
@@ -98,7 +100,7 @@ impl Streams {
             budget: Budget::new(opts.total_cap),
             stats: Stats::default(),
             next_id: 0,
-            asked: ahead::NOTHING,
+            near: Near::NONE,
             #[cfg(test)]
             never_plain: false,
             opts,
@@ -175,7 +177,8 @@ impl Streams {
         if seg.flags & (apart | TcpFlags::ACK) != TcpFlags::ACK {
             return None;
         }
-        let (flow, mut env) = self.parts(slot)?;
+        let now = self.clock.now();
+        let flow = self.flows.get_mut(slot)?;
         let (own, peer) = flow.halves_mut(side);
         let own = own.plain()?;
         if !own.is_next(seg.seq) || own.seems_to_answer() {
@@ -183,13 +186,18 @@ impl Streams {
         }
         if !peer.generations.is_empty() {
             let peer = peer.plain()?;
-            peer.note_acked(seg.ack, env.now, env.opts.window);
+            peer.note_acked(seg.ack, now, self.opts.window);
         }
+        own.note_sent_ack(seg.ack);
         if seg.payload.is_empty() {
-            own.note_sent_ack(seg.ack);
             return Some(PacketOutcome::Control);
         }
-        let outcome = own.take_next(seg.payload, seg.ack, seg.ts, &mut env, sink);
+        if let Some(outcome) = own.pass_next(seg.payload.len(), now) {
+            return Some(outcome);
+        }
+        let (flow, mut env) = self.parts(slot)?;
+        let own = flow.half(side).plain()?;
+        let outcome = own.take_next(seg.payload, seg.ts, &mut env, sink);
         end_answers(flow, side, 0, &mut env, sink);
         Some(outcome)
     }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use proptest::prelude::*;
 
-use super::super::checksum::{Checksums, LEAST, Path, WINDOW, right, sum};
+use super::super::checksum::{Checksums, LEAST, Path, WINDOW, right, sum, sum_by_lanes};
 use super::*;
 use crate::http::{Flags, Request};
 use crate::keyed::Keyed;
@@ -67,6 +67,22 @@ fn the_sum_is_the_one_of_the_rfcs_example() {
     assert_eq!(rfc_1071(&data), 0xddf2);
     let checked = [&data[..], &(!0xddf2_u16).to_be_bytes()].concat();
     assert!(right(sum(&checked)));
+}
+
+#[test]
+fn no_lane_of_the_sum_overflows() {
+    // More than any packet; the farthest that words can lie from each other.
+    for byte in [0, 0x7f, 0x80, 0xff] {
+        let data = vec![byte; (3 << 20) + 33];
+        let words: u64 = data
+            .chunks(2)
+            .map(|w| match w {
+                [a, b] => u64::from(u16::from_ne_bytes([*a, *b])),
+                _ => u64::from(u16::from_ne_bytes([byte, 0])),
+            })
+            .sum();
+        assert_eq!(sum(&data) % 0xffff, words % 0xffff);
+    }
 }
 
 #[test]
@@ -360,7 +376,11 @@ fn a_garbage_segment_with_a_bad_checksum_never_wins_an_overlap() {
 
 proptest! {
     #[test]
-    fn the_sum_is_that_of_rfc_1071(data in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn the_sum_is_that_of_rfc_1071(
+        len in prop_oneof![4 => 0usize..200, 4 => 0usize..2_000, 1 => 0usize..70_000],
+        seed in prop::collection::vec(any::<u8>(), 1..200),
+    ) {
+        let data: Vec<u8> = seed.iter().copied().cycle().take(len).collect();
         // What makes it all ones, at the next even place.
         let mut checked = data.clone();
         checked.resize(data.len().next_multiple_of(2), 0);
@@ -369,6 +389,9 @@ proptest! {
         let last = checked.len() - 1;
         checked[last] ^= 0x10;
         prop_assert!(!right(sum(&checked)));
+        // What a processor without AVX2 does.
+        prop_assert_eq!(sum(&data) % 0xffff, sum_by_lanes(&data) % 0xffff);
+        prop_assert_eq!(sum(&data) == 0, sum_by_lanes(&data) == 0);
     }
 
     #[test]

@@ -72,6 +72,7 @@ impl Direction {
     }
 
     /// Takes what the sender of this direction acknowledges.
+    #[inline]
     pub(in crate::stream) fn note_sent_ack(&mut self, ack: Seq) {
         if self.ack_sent.is_none_or(|sent| distance(sent, ack) > 0) {
             self.ack_sent = Some(ack);

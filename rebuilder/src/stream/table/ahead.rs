@@ -5,30 +5,45 @@ use super::{Next, Streams};
 use crate::decode::Plain;
 use crate::stream::flow::{PlainKey, PlainName, Side};
 use crate::stream::flows::NIL;
-use crate::stream::offset::index;
 use crate::stream::{AHEAD, Sink};
 use crate::telemetry::PacketOutcome;
 
 /// How many flows are taken to be near by because memory was asked for them last; a power of two.
-const ASKED: usize = 64;
+pub(in crate::stream) const NEAR: usize = 64;
 
-/// Hashes and slots of the flows that memory was asked for last.
-pub(super) type Asked = [(u64, u32); ASKED];
+/// The flows that packets were of lately.
+#[derive(Clone, Copy)]
+pub(super) struct Near {
+    /// By [`PlainKey::near`].
+    names: [PlainName; NEAR],
+    /// Where those stand that came in since [`Streams::look_ahead`], and who sent the packet that brought them in.
+    fresh: [(usize, Side); AHEAD],
+    count: usize,
+}
 
-/// Nothing was asked for.
-pub(super) const NOTHING: Asked = [(0, NIL); _];
+impl Near {
+    pub(super) const NONE: Self = Self {
+        names: [PlainName::NONE; _],
+        fresh: [(0, Side::Low); _],
+        count: 0,
+    };
+}
 
 /// The flow that a plain segment belongs to, and the side that sent it.
 #[derive(Clone, Copy, Debug)]
 pub struct Named {
-    name: PlainName,
+    key: PlainKey,
+    hash: u64,
+    near: usize,
     side: Side,
 }
 
 impl Named {
     /// Nobody's, to be written over.
     pub const NONE: Self = Self {
-        name: PlainName::NONE,
+        key: PlainName::NONE.key,
+        hash: PlainName::NONE.hash,
+        near: 0,
         side: Side::Low,
     };
 }
@@ -46,11 +61,17 @@ impl Streams {
         if now >= self.next_due {
             self.expire(now, sink);
         }
-        let Some(slot) = self.flows.find_plain(&named.name) else {
-            return self.push_unknown(&seg.segment(), named.name.general(), named.side, sink);
+        let Named {
+            key, hash, side, ..
+        } = *named;
+        let near = &mut self.near.names[named.near % NEAR];
+        let slot = if near.key == key { near.slot } else { NIL };
+        let name = PlainName { key, hash, slot };
+        let Some(slot) = self.flows.find_plain(&name) else {
+            return self.push_unknown(&seg.segment(), name.general(), side, sink);
         };
-        if slot != named.name.slot {
-            self.asked[index(named.name.hash) % ASKED] = (named.name.hash, slot);
+        if slot != name.slot {
+            *near = PlainName { key, hash, slot };
         }
         self.flows.touch(slot, now);
         let next = Next {
@@ -60,51 +81,61 @@ impl Streams {
             ts: seg.ts,
             payload: seg.payload,
         };
-        match self.push_plain(slot, &next, named.side, sink) {
+        match self.push_plain(slot, &next, side, sink) {
             Some(outcome) => outcome,
-            None => self.push_full(slot, &seg.segment(), named.name.general(), named.side, sink),
+            None => self.push_full(slot, &seg.segment(), name.general(), side, sink),
         }
     }
 
     /// Names the flow of a segment, and asks memory for what tells where it is.
     #[inline]
-    pub fn name(&self, seg: &Plain<'_>, named: &mut Named) {
+    pub fn name(&mut self, seg: &Plain<'_>, named: &mut Named) {
         let (key, side) = PlainKey::of(self.opts.flow_scope, seg);
-        let hash = key.hash(self.opts.hash);
-        self.flows.prefetch_place(hash);
-        let slot = NIL;
+        let near = key.near() % NEAR;
+        // Packets come in trains: as a rule it was named a moment ago, and hashing costs more than looking.
+        let name = &mut self.near.names[near];
+        if name.key != key {
+            let hash = key.hash(self.opts.hash);
+            self.flows.prefetch_place(hash);
+            let slot = NIL;
+            *name = PlainName { key, hash, slot };
+            if let Some(place) = self.near.fresh.get_mut(self.near.count) {
+                *place = (near, side);
+                self.near.count += 1;
+            }
+        }
         *named = Named {
-            name: PlainName { key, hash, slot },
+            key,
+            hash: name.hash,
+            near,
             side,
         };
     }
 
-    /// Asks memory for what is held of the flows that are named, so that it is near by when their segments are taken.
-    /// Each loop asks for many things at once, where one segment after the other would wait for each.
-    pub fn look_ahead(&mut self, named: &mut [Named]) {
-        let mut slots = [NIL; AHEAD];
-        let mut count = 0;
-        for Named { name, side } in named {
-            // What a flow had a moment ago is still near by: packets come in trains.
-            let asked = &mut self.asked[index(name.hash) % ASKED];
-            if asked.0 != name.hash {
-                let slot = self.flows.probably(name.hash).unwrap_or(NIL);
-                *asked = (name.hash, slot);
-                if slot == NIL {
-                    self.isns.prefetch(name.tag(*side));
-                } else if let Some(place) = slots.get_mut(count) {
-                    *place = slot;
-                    count += 1;
+    /// Asks memory for what is held of the flows that were named and that are not near by, so that it is when their segments
+    /// are taken. Each loop asks for many things at once, where one segment after the other would wait for each.
+    pub fn look_ahead(&mut self) {
+        let Near {
+            names,
+            fresh,
+            count,
+        } = &mut self.near;
+        let fresh = fresh.get(..*count).unwrap_or_default();
+        *count = 0;
+        for (near, side) in fresh {
+            let name = &mut names[near % NEAR];
+            match self.flows.probably(name.hash) {
+                Some(slot) => {
+                    name.slot = slot;
+                    self.flows.prefetch(slot);
                 }
+                None => self.isns.prefetch(name.tag(*side)),
             }
-            name.slot = asked.1;
         }
-        let slots = || slots.iter().take(count);
-        for slot in slots() {
-            self.flows.prefetch(*slot);
-        }
-        for flow in slots().filter_map(|slot| self.flows.get(*slot)) {
-            flow.prefetch_directions();
+        for (near, _) in fresh {
+            if let Some(flow) = self.flows.get(names[near % NEAR].slot) {
+                flow.prefetch_directions();
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ mod frames;
 mod gaps;
 mod held;
 mod late;
+mod near;
 mod overlap;
 mod property;
 mod retina;
