@@ -87,6 +87,7 @@ pub fn run(
     let mut summary = Summary::default();
     // Counted by place: a look-up by name would cost a packet as much as decoding it.
     let mut by_outcome = [0_u64; PacketOutcome::ALL.len()];
+    let (mut packets, mut bytes) = (0, 0);
     let mut unread: Vec<u32> = Vec::new();
     let mut failed_output: Option<io::Error> = None;
 
@@ -108,21 +109,20 @@ pub fn run(
             Ok(frames) => frames,
             Err(e) => break Some(e),
         };
-        for frame in frames.clone() {
-            summary.packets += 1;
-            summary.bytes += frame.data.len() as u64;
+        let frames = frames.inspect(|frame| {
+            packets += 1;
+            bytes += frame.data.len() as u64;
             if let LinkType::Other(number) = frame.link
                 && !unread.contains(&number)
             {
                 unread.push(number);
                 remark(format!(
-                    "{}: packet {}: link type {number} is not read; such packets are counted as link_type (convert \
-                     the capture to Ethernet, SLL or raw IP to see them)",
-                    file.display(),
-                    summary.packets
+                    "{}: packet {packets}: link type {number} is not read; such packets are counted as link_type \
+                     (convert the capture to Ethernet, SLL or raw IP to see them)",
+                    file.display()
                 ));
             }
-        }
+        });
         pipeline.frames(
             frames,
             |_| Route::Own,
@@ -135,6 +135,7 @@ pub fn run(
         return Err(e.into());
     }
 
+    (summary.packets, summary.bytes) = (packets, bytes);
     summary.packets_by_outcome = PacketOutcome::ALL
         .iter()
         .zip(by_outcome)

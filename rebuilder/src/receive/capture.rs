@@ -9,9 +9,12 @@
 //! Formats: pcap (draft-ietf-opsawg-pcap) with the magic numbers of both byte orders, microseconds and nanoseconds,
 //! and Kuznetsov's "modified" one; pcapng (draft-ietf-opsawg-pcapng) with any number of sections and interfaces.
 //!
+//! A plain file is mapped where it can be, a piece at a time (`pieces.rs`); everything else is read.
+//!
 //! No input panics.
 
 mod pcapng;
+mod pieces;
 mod window;
 
 use std::fs::File;
@@ -24,6 +27,7 @@ use pcap_parser::{PcapHeader, parse_pcap_header};
 
 pub use self::pcapng::MAX_INTERFACES;
 use self::pcapng::{Order, Section};
+use self::pieces::Pieces;
 use self::window::Window;
 use super::{Frame, LinkType};
 use crate::time::Timestamp;
@@ -31,6 +35,9 @@ use crate::time::Timestamp;
 /// The largest record that is read, in bytes; one that claims more is corrupt. (libpcap's own largest snapshot is
 /// 256 KiB; the rest is room for pcapng options.)
 pub const MAX_RECORD: usize = 64 << 20;
+
+/// What a gzip member begins with (RFC 1952 §2.3.1).
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// Why a capture file gave no further packet. Each is one line: the file, the place, the remedy.
 #[derive(Debug, thiserror::Error)]
@@ -82,28 +89,40 @@ pub enum CaptureError {
         /// What is wrong with it.
         what: String,
     },
+    /// A part of it that was there is gone: somebody shortened the file, or its disk fails. Every record before it was
+    /// delivered. Of records that were delivered last, what had gone by then may have been read as zeros.
+    #[error(
+        "{}: gone from byte {offset} on while it was read: it was shortened, or its disk fails; everything before it \
+         was read, the last packets may count as damaged, give a copy that nobody changes",
+        path.display()
+    )]
+    Lost {
+        /// The file.
+        path: PathBuf,
+        /// The first byte that is not there.
+        offset: u64,
+    },
 }
 
-/// One of the three record layouts of pcap: seconds, fraction, captured length and length on the wire, 32 bits each, then
-/// what only the modified layout has.
+/// A pcap file. A record is seconds, fraction, captured length and length on the wire, 32 bits each, then what only the
+/// modified layout has, then the packet.
 #[derive(Clone, Copy)]
-struct PcapRecord {
+struct Pcap {
     order: Order,
     /// Bytes before the packet's.
     header: usize,
+    link: LinkType,
+    /// Nanoseconds in a unit of the time stamp's second half.
+    nanos: u64,
 }
 
 enum Format {
-    Pcap {
-        record: PcapRecord,
-        link: LinkType,
-        /// Nanoseconds in a unit of the time stamp's second half.
-        nanos: u64,
-    },
+    Pcap(Pcap),
     PcapNg(Section),
 }
 
-/// A packet, its bytes named by their place in the window.
+/// A packet, its bytes named by their place in the window's memory.
+#[derive(Clone)]
 struct Located {
     ts: Timestamp,
     link: LinkType,
@@ -140,7 +159,10 @@ impl CaptureReader {
             path: path.to_owned(),
             source,
         })?;
-        Self::from_reader(path, BufReader::new(file))
+        match Pieces::of(file) {
+            Ok(pieces) => Self::new(Window::mapped(path, pieces)),
+            Err(file) => Self::from_reader(path, BufReader::new(file)),
+        }
     }
 
     /// The same from any source of bytes; errors name it `path`.
@@ -160,18 +182,24 @@ impl CaptureReader {
                 path: path.to_owned(),
                 source,
             })?;
-        let zipped = magic == [0x1f, 0x8b];
+        let zipped = magic == GZIP;
         let whole = Cursor::new(magic).chain(source);
         let input: Box<dyn Read + Send> = if zipped {
             Box::new(MultiGzDecoder::new(whole))
         } else {
             Box::new(whole)
         };
-        let mut window = Window::new(path, input, zipped);
-        let format = read_header(&mut window)?;
+        Self::new(Window::new(path, input, zipped))
+    }
+
+    fn new(mut window: Window) -> Result<Self, CaptureError> {
+        let format = read_header(&mut window);
+        if let Some(offset) = window.lost(format.is_err()) {
+            return Err(window.lost_from(offset));
+        }
         Ok(Self {
             window,
-            format,
+            format: format?,
             last: Timestamp::default(),
             done: false,
             few: Vec::new(),
@@ -181,46 +209,20 @@ impl CaptureReader {
     /// The next packet; `None` at the end of the file, and after an error.
     ///
     /// # Errors
-    /// The file ends inside a record, a record is corrupt, or the system refuses to read on. Every packet before it
-    /// has been given.
+    /// The file ends inside a record, a record is corrupt, a part of it is gone, or the system refuses to read on. Every
+    /// packet before it has been given.
     #[allow(
         clippy::should_implement_trait,
         reason = "the frame borrows from the reader, which Iterator cannot say"
     )]
     pub fn next(&mut self) -> Result<Option<Frame<'_>>, CaptureError> {
-        if self.done {
-            return Ok(None);
-        }
-        let found = match &mut self.format {
-            Format::Pcap {
-                record,
-                link,
-                nanos,
-            } => next_pcap(&mut self.window, *record, *link, *nanos),
-            Format::PcapNg(section) => section.next(&mut self.window, self.last),
-        };
-        match found {
-            Ok(Some(Located { ts, link, data })) => {
-                self.last = ts;
-                Ok(Some(Frame {
-                    ts,
-                    link,
-                    // What was consumed stays in place until the next call.
-                    data: self.window.buf.get(data).unwrap_or_default(),
-                }))
-            }
-            Ok(None) => {
-                self.done = true;
-                Ok(None)
-            }
-            Err(e) => {
-                self.done = true;
-                Err(e)
-            }
-        }
+        Ok(self.next_few(1)?.next())
     }
 
     /// The next packets that are in memory together, `max` at most; none at the end of the file, and after an error.
+    ///
+    /// Where the file is mapped and somebody shortens it, packets may be zeros from some byte on: the call behind them
+    /// gives [`CaptureError::Lost`].
     ///
     /// # Errors
     /// As [`Self::next`].
@@ -229,40 +231,49 @@ impl CaptureReader {
         max: usize,
     ) -> Result<impl ExactSizeIterator<Item = Frame<'_>> + Clone, CaptureError> {
         self.few.clear();
-        while self.few.len() < max && !self.done {
-            let found = match &mut self.format {
-                Format::Pcap {
-                    record,
-                    link,
-                    nanos,
-                    // Reading on would move what was found before.
-                } if self.few.is_empty() || is_there(&self.window, *record) => {
-                    next_pcap(&mut self.window, *record, *link, *nanos)
-                }
-                Format::PcapNg(section) if self.few.is_empty() => {
-                    section.next(&mut self.window, self.last)
-                }
-                _ => break,
-            };
-            match found {
-                Ok(Some(located)) => {
-                    self.last = located.ts;
-                    self.few.push(located);
-                }
-                Ok(None) => self.done = true,
-                Err(e) => {
-                    self.done = true;
-                    return Err(e);
-                }
-            }
+        if !self.done {
+            let found = self.find(max);
+            self.done = !matches!(found, Ok(true));
+            found?;
         }
-        // What was consumed stays in place until the next call.
-        let window = &self.window.buf;
+        let memory = self.window.memory();
         Ok(self.few.iter().map(|located| Frame {
             ts: located.ts,
             link: located.link,
-            data: window.get(located.data.clone()).unwrap_or_default(),
+            data: memory.get(located.data.clone()).unwrap_or_default(),
         }))
+    }
+
+    /// Finds the next packets, `max` at most; `false` at the end of the file.
+    fn find(&mut self, max: usize) -> Result<bool, CaptureError> {
+        if let Some(offset) = self.window.lost(false) {
+            return Err(self.window.lost_from(offset));
+        }
+        let first = match &mut self.format {
+            Format::Pcap(pcap) => pcap.next(&mut self.window),
+            Format::PcapNg(section) => section.next(&mut self.window, self.last),
+        };
+        let mut odd = first.is_err();
+        if let Ok(Some(first)) = &first {
+            odd = first.data.is_empty();
+            self.few.push(first.clone());
+            // Reading on would move what was found: the others are taken as far as they are there.
+            if let Format::Pcap(pcap) = &self.format {
+                pcap.next_there(&mut self.window, max, &mut self.few);
+            }
+        }
+        if let Some(offset) = self.window.lost(odd) {
+            // What zeros name is no packet.
+            let end = self.window.place(offset);
+            self.few.retain(|located| located.data.end <= end);
+            if self.few.is_empty() {
+                return Err(self.window.lost_from(offset));
+            }
+        }
+        if let Some(located) = self.few.last() {
+            self.last = located.ts;
+        }
+        Ok(first?.is_some())
     }
 
     /// Bytes of the (unzipped) file that are behind the packets given so far.
@@ -300,7 +311,7 @@ fn read_header(window: &mut Window) -> Result<Format, CaptureError> {
     };
     window.consume(header.size());
     let modified = header.is_modified_format();
-    let record = PcapRecord {
+    Ok(Format::Pcap(Pcap {
         // Nobody has seen the modified layout in the other order.
         order: if header.is_bigendian() && !modified {
             Order::Big
@@ -308,9 +319,6 @@ fn read_header(window: &mut Window) -> Result<Format, CaptureError> {
             Order::Little
         },
         header: if modified { 24 } else { 16 },
-    };
-    Ok(Format::Pcap {
-        record,
         // The upper bits tell of frame check sequences, which the IP length cuts off anyway.
         link: LinkType::from_number(header.network.0.cast_unsigned() & 0x03ff_ffff),
         nanos: if header.is_nanosecond_precision() {
@@ -318,7 +326,7 @@ fn read_header(window: &mut Window) -> Result<Format, CaptureError> {
         } else {
             1_000
         },
-    })
+    }))
 }
 
 fn not_a_capture(window: &Window) -> CaptureError {
@@ -338,48 +346,66 @@ fn not_a_capture(window: &Window) -> CaptureError {
     }
 }
 
-/// Whether a whole record is in memory, so that the next one is found without reading on and without an error.
-fn is_there(window: &Window, record: PcapRecord) -> bool {
-    window.array::<12>(0).is_some_and(|[.., a, b, c, d]| {
-        let len = record.order.u32([a, b, c, d]) as usize;
-        len <= MAX_RECORD && window.available() >= record.header + len
-    })
-}
+impl Pcap {
+    /// The time and the captured length that a record begins with.
+    #[inline]
+    fn head(self, record: &[u8]) -> Option<(Timestamp, usize)> {
+        let &[s0, s1, s2, s3, f0, f1, f2, f3, l0, l1, l2, l3] = record.first_chunk()?;
+        let seconds = u64::from(self.order.u32([s0, s1, s2, s3]));
+        let fraction = u64::from(self.order.u32([f0, f1, f2, f3]));
+        let ts = Timestamp(seconds * 1_000_000_000 + fraction * self.nanos);
+        Some((ts, self.order.u32([l0, l1, l2, l3]) as usize))
+    }
 
-fn next_pcap(
-    window: &mut Window,
-    record: PcapRecord,
-    link: LinkType,
-    nanos: u64,
-) -> Result<Option<Located>, CaptureError> {
-    if !window.fill(record.header)? {
-        return if window.at_end()? {
-            Ok(None)
-        } else {
-            Err(window.ends_inside(window.offset))
+    fn next(self, window: &mut Window) -> Result<Option<Located>, CaptureError> {
+        if !window.fill(self.header)? {
+            return if window.at_end()? {
+                Ok(None)
+            } else {
+                Err(window.ends_inside(window.offset))
+            };
+        }
+        let Some((ts, len)) = self.head(window.bytes()) else {
+            return Err(window.ends_inside(window.offset));
         };
+        if len > MAX_RECORD {
+            return Err(window.corrupt(format!(
+                "it claims {len} bytes, more than any packet holds (at most {MAX_RECORD} are read)"
+            )));
+        }
+        if !window.fill(self.header + len)? {
+            return Err(window.ends_inside(window.offset));
+        }
+        let start = window.start + self.header;
+        window.consume(self.header + len);
+        Ok(Some(Located {
+            ts,
+            link: self.link,
+            data: start..start + len,
+        }))
     }
-    let Some([s0, s1, s2, s3, f0, f1, f2, f3, l0, l1, l2, l3]) = window.array::<12>(0) else {
-        return Err(window.ends_inside(window.offset));
-    };
-    let len = record.order.u32([l0, l1, l2, l3]) as usize;
-    if len > MAX_RECORD {
-        return Err(window.corrupt(format!(
-            "it claims {len} bytes, more than any packet holds (at most {MAX_RECORD} are read)"
-        )));
+
+    /// The packets of which all is in memory, until there are `max`. What is not whole or looks odd is left for
+    /// [`Pcap::next`]: a length that cannot be, or none, as zeros have it.
+    fn next_there(self, window: &mut Window, max: usize, few: &mut Vec<Located>) {
+        let mut rest = window.bytes();
+        let mut at = window.start;
+        while few.len() < max
+            && let Some((ts, len)) = self.head(rest)
+            && (1..=MAX_RECORD).contains(&len)
+            && let Some(behind) = rest.get(self.header + len..)
+        {
+            let start = at + self.header;
+            at = start + len;
+            rest = behind;
+            few.push(Located {
+                ts,
+                link: self.link,
+                data: start..at,
+            });
+        }
+        window.consume(at - window.start);
     }
-    if !window.fill(record.header + len)? {
-        return Err(window.ends_inside(window.offset));
-    }
-    let seconds = u64::from(record.order.u32([s0, s1, s2, s3]));
-    let fraction = u64::from(record.order.u32([f0, f1, f2, f3]));
-    let start = window.start + record.header;
-    window.consume(record.header + len);
-    Ok(Some(Located {
-        ts: Timestamp(seconds * 1_000_000_000 + fraction * nanos),
-        link,
-        data: start..start + len,
-    }))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod bpf;
 pub mod capture;
 pub mod host;
 mod live;
+mod mapping;
 pub mod ring;
 mod steering;
 pub(crate) mod sys;

@@ -9,6 +9,8 @@ use super::pcapng::Order;
 use super::window::{FIRST_WINDOW, LARGEST_WINDOW};
 use super::*;
 
+mod mapped;
+
 /// What a test expects of a packet: time, link type, bytes.
 type Row = (u64, LinkType, Vec<u8>);
 
@@ -25,7 +27,11 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn read_path(path: &Path) -> (Vec<Row>, Option<CaptureError>) {
-    let mut reader = match CaptureReader::open(path) {
+    read_all(CaptureReader::open(path))
+}
+
+fn read_all(reader: Result<CaptureReader, CaptureError>) -> (Vec<Row>, Option<CaptureError>) {
+    let mut reader = match reader {
         Ok(reader) => reader,
         Err(e) => return (Vec::new(), Some(e)),
     };
@@ -42,8 +48,41 @@ fn read_path(path: &Path) -> (Vec<Row>, Option<CaptureError>) {
     }
 }
 
+/// One packet at a time from a file, which is mapped, unless it is zipped; several at once from a stream, which is read.
+/// Both must give the same.
 fn read(bytes: &[u8]) -> (Vec<Row>, Option<CaptureError>) {
-    read_path(file(bytes).path())
+    let file = file(bytes);
+    let (rows, error) = read_path(file.path());
+    let stream = Cursor::new(bytes.to_vec());
+    let (again, why) = read_few(CaptureReader::from_reader(file.path(), stream));
+    assert_eq!(rows, again);
+    assert_eq!(format!("{error:?}"), format!("{why:?}"));
+    (rows, error)
+}
+
+fn read_few(reader: Result<CaptureReader, CaptureError>) -> (Vec<Row>, Option<CaptureError>) {
+    let mut reader = match reader {
+        Ok(reader) => reader,
+        Err(e) => return (Vec::new(), Some(e)),
+    };
+    let mut rows = Vec::new();
+    loop {
+        let few = reader.next_few(5).map(|frames| {
+            let rows = frames.map(|f| (f.ts.0, f.link, f.data.to_vec()));
+            rows.collect::<Vec<_>>()
+        });
+        match few {
+            Ok(few) if few.is_empty() => return (rows, None),
+            Ok(few) => {
+                assert!(few.len() <= 5);
+                rows.extend(few);
+            }
+            Err(e) => {
+                assert_eq!(reader.next_few(5).unwrap().len(), 0);
+                return (rows, Some(e));
+            }
+        }
+    }
 }
 
 fn rows(bytes: &[u8]) -> Vec<Row> {
@@ -461,20 +500,30 @@ fn the_largest_record_is_read_and_one_byte_more_is_corrupt() {
         let file = file(&bytes);
         // The packet is a hole in the file: zeros that take no room.
         file.as_file().set_len((bytes.len() + len) as u64).unwrap();
-        let mut reader = CaptureReader::open(file.path()).unwrap();
-        match reader.next() {
-            Ok(Some(frame)) => {
-                assert!(fits);
-                assert_eq!(frame.data.len(), len);
+        for mut reader in both_ways(file.path()) {
+            match reader.next() {
+                Ok(Some(frame)) => {
+                    assert!(fits);
+                    assert_eq!(frame.data.len(), len);
+                }
+                Err(CaptureError::Corrupt { offset, .. }) => {
+                    assert!(!fits);
+                    assert_eq!(offset, 24);
+                }
+                other => panic!("{other:?}"),
             }
-            Err(CaptureError::Corrupt { offset, .. }) => {
-                assert!(!fits);
-                assert_eq!(offset, 24);
-            }
-            other => panic!("{other:?}"),
+            assert!(reader.window.memory().len() <= LARGEST_WINDOW);
         }
-        assert!(reader.window.buf.len() <= LARGEST_WINDOW);
     }
+}
+
+/// The file mapped, and the file read.
+fn both_ways(path: &Path) -> [CaptureReader; 2] {
+    let file = File::open(path).unwrap();
+    [
+        CaptureReader::open(path).unwrap(),
+        CaptureReader::from_reader(path, file).unwrap(),
+    ]
 }
 
 #[test]
@@ -485,13 +534,14 @@ fn a_length_that_lies_in_a_short_file_costs_no_memory() {
     bytes.extend(LITTLE.len(MAX_RECORD));
     bytes.extend([0; 4]);
     let file = file(&bytes);
-    let mut reader = CaptureReader::open(file.path()).unwrap();
-    assert!(reader.next().unwrap().is_some());
-    assert!(matches!(
-        reader.next(),
-        Err(CaptureError::EndsInside { offset: 41, .. })
-    ));
-    assert_eq!(reader.window.buf.len(), FIRST_WINDOW);
+    for mut reader in both_ways(file.path()) {
+        assert!(reader.next().unwrap().is_some());
+        assert!(matches!(
+            reader.next(),
+            Err(CaptureError::EndsInside { offset: 41, .. })
+        ));
+        assert!(reader.window.memory().len() <= FIRST_WINDOW);
+    }
 }
 
 #[test]
@@ -507,10 +557,11 @@ fn a_block_without_packets_may_be_larger_than_the_cap_and_is_not_held() {
     std::io::Seek::seek(&mut handle, std::io::SeekFrom::End(0)).unwrap();
     handle.write_all(&LITTLE.len(len)).unwrap();
     handle.write_all(&LITTLE.enhanced(0, 1, b"x")).unwrap();
-    let mut reader = CaptureReader::open(file.path()).unwrap();
-    assert_eq!(reader.next().unwrap().unwrap().data, b"x");
-    assert!(reader.next().unwrap().is_none());
-    assert_eq!(reader.window.buf.len(), FIRST_WINDOW);
+    for mut reader in both_ways(file.path()) {
+        assert_eq!(reader.next().unwrap().unwrap().data, b"x");
+        assert!(reader.next().unwrap().is_none());
+        assert!(reader.window.memory().len() <= FIRST_WINDOW);
+    }
 }
 
 #[test]
