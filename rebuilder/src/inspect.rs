@@ -104,7 +104,7 @@ pub fn run(
         }
     };
     let fault = loop {
-        let frames = match reader.next_few(4 * AHEAD) {
+        let frames = match reader.next_few(AHEAD) {
             Ok(frames) if frames.len() == 0 => break None,
             Ok(frames) => frames,
             Err(e) => break Some(e),
