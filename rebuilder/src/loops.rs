@@ -43,7 +43,7 @@ pub struct Loops {
 impl Loops {
     /// Of the fleet that forwards to `addresses`.
     #[must_use]
-    pub fn new(addresses: Arc<Addresses>, now: Instant) -> Self {
+    pub fn new(addresses: Arc<Addresses>) -> Self {
         let mut loops = Self {
             addresses,
             answered: None,
@@ -51,19 +51,19 @@ impl Loops {
             own: Vec::new(),
             marks: 0,
         };
-        loops.refresh(now);
+        loops.refresh();
         loops
     }
 
     /// Takes up what the resolver has said since. Cheap where that is nothing.
-    pub fn refresh(&mut self, now: Instant) {
+    pub fn refresh(&mut self) {
         let answered = self.addresses.answered();
         if self.answered.replace(answered) == Some(answered) {
             return;
         }
         let present = self.addresses.present();
         let own = present.iter().filter_map(|&to| source_towards(to));
-        self.learn(&present, own.collect(), now);
+        self.learn(&present, own.collect(), Instant::now());
     }
 
     fn learn(&mut self, present: &[SocketAddr], mut own: Vec<IpAddr>, now: Instant) {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     fn knows(analyser: &[&str], own: &[&str], now: Instant) -> Loops {
-        let mut loops = Loops::new(Arc::default(), now);
+        let mut loops = Loops::new(Arc::default());
         let analyser: Vec<_> = analyser.iter().map(|a| at(a)).collect();
         let own = own.iter().map(|ip| ip.parse().unwrap()).collect();
         loops.learn(&analyser, own, now);
@@ -205,7 +205,7 @@ mod tests {
         let here = source_towards(at("127.0.0.1:9")).unwrap();
         assert_eq!(here, IpAddr::from([127, 0, 0, 1]));
         let resolved = Addresses::new(vec![at("127.0.0.1:8080")]);
-        let loops = Loops::new(Arc::new(resolved), Instant::now());
+        let loops = Loops::new(Arc::new(resolved));
         let packet = (at("127.0.0.1:40000"), at("127.0.0.1:8080"));
         assert_eq!(loops.kin(packet.0, packet.1), Kin::Fleet);
     }
@@ -219,7 +219,7 @@ mod tests {
             packet in any::<(SocketAddr, SocketAddr)>(),
             which in any::<prop::sample::Index>(),
         ) {
-            let mut loops = Loops::new(Arc::default(), Instant::now());
+            let mut loops = Loops::new(Arc::default());
             loops.learn(&analyser, own, Instant::now());
             let theirs = *which.get(&analyser);
             for (src, dst) in [packet, (packet.0, theirs), (theirs, packet.1)] {

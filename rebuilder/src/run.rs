@@ -176,6 +176,10 @@ pub fn start(options: &RunOptions) -> Result<Running, RunError> {
     }
     let receive = first.map_or("nothing", Receiver::name);
 
+    // Known before the first packet, so that none of a connection to it is taken for a stranger's.
+    if let Some(address) = options.forward.target.address() {
+        options.forward.addresses.set(vec![address]);
+    }
     let host = Arc::new(HostLoss::default());
     let processors = processors_for(options.workers);
     let (ended, ends) = mpsc::channel();

@@ -21,6 +21,13 @@ pub struct Target {
 }
 
 impl Target {
+    /// Where the URL names an address, that: it needs no resolver.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        let ip: IpAddr = self.host.parse().ok()?;
+        Some(SocketAddr::new(ip, self.port))
+    }
+
     /// Asks the resolver. Blocks: for the start and for the slow side, never for a worker.
     ///
     /// # Errors
@@ -209,6 +216,9 @@ mod tests {
                 (tls, host, port)
             );
             assert_eq!(target.to_string().parse::<Target>().unwrap(), target);
+            let address = host.parse().ok().map(|ip| SocketAddr::new(ip, port));
+            assert_eq!(target.address(), address);
+            assert_eq!(address.is_none(), host == "waf.internal");
         }
     }
 

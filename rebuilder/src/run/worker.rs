@@ -96,7 +96,7 @@ impl Worker {
             index,
             receiver,
             handover,
-            loops: Loops::new(Arc::clone(&options.forward.addresses), Instant::now()),
+            loops: Loops::new(Arc::clone(&options.forward.addresses)),
             pipeline: Pipeline::new(options.pipeline.clone()),
             forwarder: Forwarder::new(options.forward.clone(), Arc::clone(&counters))?,
             selection: options.selection.clone(),
@@ -131,6 +131,7 @@ impl Worker {
         }
         let mut load = LoadMeter::new(LOAD_WINDOW, Instant::now());
         while !self.stop.draining.load(Ordering::Acquire) {
+            self.loops.refresh();
             let read = self.read();
             self.count_extracted();
             let wait = match read {
@@ -148,7 +149,6 @@ impl Worker {
             if now >= self.publish_at {
                 self.publish_at = now + PUBLISH_INTERVAL;
                 load.fill(self.receiver.fill());
-                self.loops.refresh(now);
                 self.publish();
             }
         }
