@@ -173,7 +173,7 @@ fn head(c: &mut Criterion) {
         let mut found = 0_u64;
         let mut given = 0_u64;
         let open = Chunk::Open { midstream: false };
-        extractor.chunk(DirectionId(1), &ends, open, &mut |_| {});
+        extractor.chunk(DirectionId::new(1, 1), &ends, open, &mut |_| {});
         group.bench_function(what, |b| {
             b.iter(|| {
                 let chunk = Chunk::Data {
@@ -183,7 +183,7 @@ fn head(c: &mut Criterion) {
                     conflict: false,
                 };
                 given += 1;
-                extractor.chunk(DirectionId(1), &ends, chunk, &mut |request| {
+                extractor.chunk(DirectionId::new(1, 1), &ends, chunk, &mut |request| {
                     black_box(&request);
                     found += 1;
                 })

@@ -140,7 +140,7 @@ impl Pipeline {
                 }
                 count += 1;
             }
-            self.streams.look_ahead();
+            self.streams.look_ahead(|dir| self.extractor.prefetch(dir));
             for ((plain, named), refused) in batch.iter().zip(&names).zip(&decoded).take(count) {
                 self.ahead.read(plain.payload);
                 let ends = match refused {

@@ -45,7 +45,7 @@ fn held_and_live(midstream: bool, pieces: &[&[u8]]) -> (usize, usize) {
         dst: std::net::SocketAddr::from(([10, 0, 0, 2], 80)),
     };
     for n in 0..DIRECTIONS {
-        let dir = DirectionId(n as u64);
+        let dir = DirectionId::new(n as u64, n);
         extractor.chunk(dir, &ends, Chunk::Open { midstream }, &mut |_| {});
         for bytes in pieces {
             let chunk = Chunk::Data {

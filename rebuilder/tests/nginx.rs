@@ -120,7 +120,7 @@ fn found(bytes: &[u8]) -> Vec<Request<'static>> {
         data,
         Chunk::Closed(End::Fin),
     ] {
-        extractor.chunk(DirectionId(1), &ends, chunk, &mut |r| {
+        extractor.chunk(DirectionId::new(1, 1), &ends, chunk, &mut |r| {
             requests.push(r.into_owned());
         });
     }

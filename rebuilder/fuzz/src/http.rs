@@ -72,7 +72,7 @@ pub(crate) fn run(
     let mut extractor = Extractor::new(options.clone());
     let mut requests = Vec::new();
     let mut out = |request: Request<'_>| requests.push(request.into_owned());
-    let (dir, ends) = (DirectionId(1), ends());
+    let (dir, ends) = (DirectionId::new(1, 1), ends());
     extractor.chunk(dir, &ends, Chunk::Open { midstream }, &mut out);
     let mut interest = Interest::Wanted;
     for (n, piece) in (1..).zip(pieces) {

@@ -1,13 +1,12 @@
 //! The extractor: one parser for each direction that the stream stage holds.
 
-use hashbrown::HashMap;
-
 use super::context::Context;
 use super::direction::Direction;
 use super::heavy::Heavy;
 use super::search::Origin;
 use super::{Cidr, Request};
 use crate::budget::{Budget, Source};
+use crate::prefetch::prefetch;
 use crate::stream::{Chunk, Compared, DirectionId, Endpoints, Interest};
 
 /// What the extractor may hold and whom it believes.
@@ -81,8 +80,8 @@ pub struct HttpCounters {
 pub struct Extractor {
     options: HttpOptions,
     counters: HttpCounters,
-    /// Keyed by our own running number, so no stranger chooses the keys.
-    directions: HashMap<DirectionId, Direction, foldhash::fast::RandomState>,
+    /// By [`DirectionId::place`].
+    directions: Vec<Option<Direction>>,
     budget: Budget,
     heavy: Heavy,
 }
@@ -95,7 +94,7 @@ impl Extractor {
             budget: Budget::new(options.max_held),
             options,
             counters: HttpCounters::default(),
-            directions: HashMap::default(),
+            directions: Vec::new(),
             heavy: Heavy::default(),
         }
     }
@@ -110,11 +109,8 @@ impl Extractor {
     ) -> Interest {
         let source = Source::of(ends.src.ip());
         if let Chunk::Open { midstream } = chunk {
-            let fresh = Direction::new(midstream);
-            let held = self
-                .directions
-                .insert(dir, fresh)
-                .map_or(0, |old| old.held());
+            let old = seat(&mut self.directions, dir).replace(Direction::new(midstream));
+            let held = old.map_or(0, |old| old.held());
             self.budget.change(source, held, 0);
             self.heavy.change(dir, ends, held, 0);
             return Interest::Wanted;
@@ -123,10 +119,8 @@ impl Extractor {
             self.make_room(dir, source, bytes.len(), out);
         }
         // A direction that was never opened is one whose beginning is not known.
-        let direction = self
-            .directions
-            .entry(dir)
-            .or_insert_with(|| Direction::new(true));
+        let seat = seat(&mut self.directions, dir);
+        let direction = seat.get_or_insert_with(|| Direction::new(true));
         let before = direction.held();
         let mut cx = Context {
             options: &self.options,
@@ -161,7 +155,7 @@ impl Extractor {
             self.heavy.change(dir, ends, before, after);
         }
         if matches!(chunk, Chunk::Closed(_)) {
-            self.directions.remove(&dir);
+            *seat = None;
         }
         interest
     }
@@ -179,13 +173,13 @@ impl Extractor {
         if self.budget.over(more.max(self.budget.total())) == 0 {
             return;
         }
-        let own = self.directions.get(&dir).map_or(0, Direction::held);
+        let own = self.direction(dir).map_or(0, Direction::held);
         let need = more.max(own);
         while self.budget.over(need) > 0 && !self.budget.over_share(source, need) {
             let Some((victim, ends)) = self.heavy.heaviest() else {
                 return;
             };
-            let Some(direction) = self.directions.get_mut(&victim) else {
+            let Some(direction) = seat(&mut self.directions, victim) else {
                 return;
             };
             let before = direction.held();
@@ -214,8 +208,9 @@ impl Extractor {
     /// Compares a late copy, which ends `behind` bytes before the next byte, with what is held of a request that is not
     /// complete. One that disagrees makes it [`super::Flags::AMBIGUOUS`].
     pub fn compare(&mut self, dir: DirectionId, behind: u64, copy: &[u8]) -> Compared {
-        self.directions
-            .get_mut(&dir)
+        let direction = self.directions.get_mut(dir.place());
+        direction
+            .and_then(Option::as_mut)
             .map_or_else(Compared::default, |direction| {
                 direction.compare(behind, copy)
             })
@@ -224,7 +219,19 @@ impl Extractor {
     /// Whether requests came of this direction.
     #[must_use]
     pub fn asks(&self, dir: DirectionId) -> bool {
-        self.directions.get(&dir).is_some_and(Direction::asks)
+        self.direction(dir).is_some_and(Direction::asks)
+    }
+
+    fn direction(&self, dir: DirectionId) -> Option<&Direction> {
+        self.directions.get(dir.place())?.as_ref()
+    }
+
+    /// Asks memory for what is kept of a direction.
+    #[inline]
+    pub(crate) fn prefetch(&self, dir: DirectionId) {
+        if let Some(direction) = self.directions.get(dir.place()) {
+            prefetch(direction, usize::MAX);
+        }
     }
 
     /// Bytes of requests that are not complete yet.
@@ -238,4 +245,14 @@ impl Extractor {
     pub fn counters(&self) -> HttpCounters {
         self.counters
     }
+}
+
+/// A direction's place.
+fn seat(directions: &mut Vec<Option<Direction>>, dir: DirectionId) -> &mut Option<Direction> {
+    let place = dir.place();
+    if place >= directions.len() {
+        directions.resize_with(place + 1, || None);
+    }
+    // It is there now.
+    &mut directions[place]
 }

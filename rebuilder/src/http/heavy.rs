@@ -105,12 +105,12 @@ mod tests {
                 0 => 0,
                 _ => 1 << ((random >> 24) % 24),
             };
-            heavy.change(DirectionId(n as u64), &ends, held[n], after);
+            heavy.change(DirectionId::new(n as u64, n), &ends, held[n], after);
             held[n] = after;
             let most = *held.iter().max().unwrap();
             match heavy.heaviest() {
                 Some((dir, _)) => {
-                    let found = held[usize::try_from(dir.0).unwrap()];
+                    let found = held[dir.place()];
                     assert!(found * 2 > most && found >= LEAST, "{found} of {most}");
                 }
                 None => assert!(most < LEAST),

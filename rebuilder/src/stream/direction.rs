@@ -36,6 +36,8 @@ pub(super) struct Env<'a> {
     pub(super) stats: &'a mut Stats,
     /// Of what is handed on.
     pub(super) hasher: &'a foldhash::fast::RandomState,
+    /// Where the place of a direction goes that is gone.
+    pub(super) free_places: &'a mut Vec<usize>,
 }
 
 impl Env<'_> {
@@ -300,6 +302,11 @@ impl Direction {
             Interest::Presumed(outcome) => self.presumed = Some(outcome),
             Interest::Opaque(outcome) => self.opaque = Some(outcome),
         }
+    }
+
+    /// What the stage behind keeps for it; `None` where it is told no more bytes.
+    pub(super) fn behind(&self) -> Option<DirectionId> {
+        self.opaque.is_none().then_some(self.id)
     }
 
     /// Whether it looks like answers, and is looked through for requests all the same.

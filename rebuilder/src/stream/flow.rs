@@ -9,7 +9,7 @@ use crate::time::Timestamp;
 
 use super::direction::{Direction, Env, Reach};
 use super::flows::{Links, NIL};
-use super::{FlowScope, Sink, StreamOptions};
+use super::{DirectionId, FlowScope, Sink, StreamOptions};
 
 /// Generations of one direction that may live beside each other.
 pub(super) const MAX_GENERATIONS: usize = 4;
@@ -225,6 +225,9 @@ pub(super) struct Half {
     /// Whether there is one generation, and it was plain when [`Flows::settle`](super::flows::Flows::settle) last looked:
     /// it is then, for only the full way and time change that, and they end there.
     plain: bool,
+    /// Of that generation, where it is told bytes: so that memory can be asked for what the stage behind has there before
+    /// the generation itself has come.
+    behind: Option<DirectionId>,
 }
 
 impl Half {
@@ -409,15 +412,18 @@ impl Flow {
     pub(super) fn note_plain(&mut self) {
         for half in [&mut self.low, &mut self.high] {
             half.plain = half.is_plain();
+            let only = half.generations.first().filter(|_| half.plain);
+            half.behind = only.and_then(Direction::behind);
         }
     }
 
-    /// Asks memory for what a packet in order needs of the directions.
-    pub(super) fn prefetch_directions(&self) {
+    /// Asks memory for what a packet in order needs of the directions; `behind` does it for the stage behind.
+    pub(super) fn prefetch_directions(&self, mut behind: impl FnMut(DirectionId)) {
         for half in [&self.low, &self.high] {
             if let Some(only) = half.generations.first().filter(|_| half.plain) {
                 prefetch(only, 3);
             }
+            half.behind.map(&mut behind);
         }
     }
 

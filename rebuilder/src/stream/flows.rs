@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::time::Timestamp;
 
+use super::DirectionId;
 use super::direction::Direction;
-use super::flow::{Flow, Name, PlainName, Side};
+use super::flow::{Flow, MAX_GENERATIONS, Name, PlainName, Side};
 use super::index::Index;
 use super::offset::index;
 use crate::budget::{Budget, Source};
@@ -17,6 +18,8 @@ use crate::prefetch::prefetch;
 pub(super) const FLOW_BYTES: usize = 576;
 /// What each generation of a direction costs, the extractor's state for it included (half-full tables again).
 pub(super) const DIRECTION_BYTES: usize = 832;
+/// More would have more directions than there are places for them.
+const FLOWS_MOST: usize = DirectionId::PLACES / (2 * MAX_GENERATIONS);
 /// A flow moves up in the order of silence no more often than this: packets come by the microsecond, and each move
 /// touches four other flows.
 const RELINK: Duration = Duration::from_secs(1);
@@ -100,7 +103,7 @@ pub(super) struct Flows {
 impl Flows {
     /// Room for flows that cost `cap` bytes, and for `max` of them.
     pub(super) fn new(cap: usize, max: usize) -> Self {
-        let max = max.max(1);
+        let max = max.clamp(1, FLOWS_MOST);
         // Reserved at once: a table that grows is for a while there twice. Pages that are not used cost nothing.
         let room = (cap / (FLOW_BYTES + DIRECTION_BYTES)).min(max) + 1;
         Self {

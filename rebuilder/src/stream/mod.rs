@@ -94,9 +94,30 @@ pub use table::{Named, Stats, Streams};
 /// How many segments are decoded before the first of them is taken; see [`Streams::look_ahead`].
 pub const AHEAD: usize = 16;
 
-/// Names one direction of one connection for as long as the table holds it; never reused within a run.
+/// Names one direction of one connection for as long as the table holds it, in the order in which they appeared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DirectionId(pub u64);
+pub struct DirectionId(u64);
+
+impl DirectionId {
+    /// Bits of a place; those before it are the number. Of numbers there are enough for a hundred days of a hundred
+    /// thousand directions a second.
+    const PLACE_BITS: u32 = 24;
+    /// As many places as there can be.
+    const PLACES: usize = 1 << Self::PLACE_BITS;
+
+    /// The direction of this number, never used again within a run, in this place, of which the lower 24 bits count.
+    #[must_use]
+    pub const fn new(number: u64, place: usize) -> Self {
+        Self(number << Self::PLACE_BITS | (place % Self::PLACES) as u64)
+    }
+
+    /// Where whoever keeps something for each direction may put it: no other direction has the place from its first chunk
+    /// to [`Chunk::Closed`], and the places in use lie close together.
+    #[must_use]
+    pub fn place(self) -> usize {
+        offset::index(self.0) % Self::PLACES
+    }
+}
 
 /// Who talks to whom in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -241,7 +262,7 @@ pub struct StreamOptions {
     /// Bytes of all directions that are held, bookkeeping included, and of the state of all flows, which takes at most
     /// half of it; above half, one source (an IPv4 address, a /64 of IPv6) may have a quarter. Default: 256 MiB.
     pub total_cap: usize,
-    /// Flows in the table, however little they cost. Default: 200,000.
+    /// Flows in the table, however little they cost; two million at most. Default: 200,000.
     pub max_flows: usize,
     /// SYNs remembered before their connection's first byte, rounded up to a power of two; 32 bytes each.
     /// Default: 65,536.

@@ -80,7 +80,10 @@ pub struct Streams {
     isns: IsnCache,
     budget: Budget,
     stats: Stats,
-    next_id: u64,
+    next_number: u64,
+    /// Those that directions had which are gone, and how many there are in all.
+    free_places: Vec<usize>,
+    places: usize,
     near: Near,
     /// Every segment goes the full way, so that both ways can be compared.
     #[cfg(test)]
@@ -99,7 +102,9 @@ impl Streams {
             isns: IsnCache::new(opts.isn_entries, opts.idle),
             budget: Budget::new(opts.total_cap),
             stats: Stats::default(),
-            next_id: 0,
+            next_number: 0,
+            free_places: Vec::new(),
+            places: 0,
             near: Near::NONE,
             #[cfg(test)]
             never_plain: false,
@@ -376,8 +381,7 @@ impl Streams {
             src: seg.src,
             dst: seg.dst,
         };
-        let id = DirectionId(self.next_id);
-        self.next_id += 1;
+        let id = self.next_id();
         self.flows.furnish(slot, side);
         let Some((flow, mut env)) = self.parts(slot) else {
             return PacketOutcome::OutOfWindow;
@@ -551,8 +555,19 @@ impl Streams {
             budget: &mut self.budget,
             stats: &mut self.stats,
             hasher: &self.content,
+            free_places: &mut self.free_places,
         };
         Some((flow, env))
+    }
+
+    fn next_id(&mut self) -> DirectionId {
+        let number = self.next_number;
+        self.next_number += 1;
+        let place = self.free_places.pop().unwrap_or_else(|| {
+            self.places += 1;
+            self.places - 1
+        });
+        DirectionId::new(number, place)
     }
 
     fn close_flow(&mut self, slot: u32, end: End, sink: &mut impl Sink) {

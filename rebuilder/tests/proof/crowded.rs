@@ -72,7 +72,7 @@ proptest! {
         let (mut raw, mut given, mut fed) = (0, Vec::new(), 0);
         for n in 0..8 {
             let open = Chunk::Open { midstream: false };
-            extractor.chunk(DirectionId(n as u64), &ends(n), open, &mut |_| {});
+            extractor.chunk(DirectionId::new(n as u64, n), &ends(n), open, &mut |_| {});
         }
         let mut out = Vec::new();
         for (n, len, gap) in turns {
@@ -84,18 +84,18 @@ proptest! {
                 continue;
             }
             let data = Chunk::Data { bytes, ts: Timestamp(1), segment_start: true, conflict: false };
-            extractor.chunk(DirectionId(n as u64), &ends(n), data, &mut |r| out.push(r.into_owned()));
+            extractor.chunk(DirectionId::new(n as u64, n), &ends(n), data, &mut |r| out.push(r.into_owned()));
             prop_assert!(extractor.held_bytes() <= max_held, "{} held", extractor.held_bytes());
             // Now and then bytes are missing.
             let missing = usize::try_from(gap).unwrap();
             if gap < 5 && missing > 0 && at[n] + missing <= texts[n].len() {
                 at[n] += missing;
                 let gap = Chunk::Gap { len: gap };
-                extractor.chunk(DirectionId(n as u64), &ends(n), gap, &mut |r| out.push(r.into_owned()));
+                extractor.chunk(DirectionId::new(n as u64, n), &ends(n), gap, &mut |r| out.push(r.into_owned()));
             }
         }
         for n in 0..8 {
-            extractor.chunk(DirectionId(n as u64), &ends(n), Chunk::Closed(End::Eof), &mut |r| out.push(r.into_owned()));
+            extractor.chunk(DirectionId::new(n as u64, n), &ends(n), Chunk::Closed(End::Eof), &mut |r| out.push(r.into_owned()));
         }
         for request in out {
             raw += request.raw.len();

@@ -139,7 +139,7 @@ fn extracted_with(options: HttpOptions, raw: &[u8], end: End) -> Vec<Request<'st
     let mut requests = Vec::new();
     let ends = get("/").endpoints;
     let mut out = |request: Request<'_>| requests.push(request.into_owned());
-    let dir = DirectionId(1);
+    let dir = DirectionId::new(1, 1);
     let open = Chunk::Open { midstream: false };
     extractor.chunk(dir, &ends, open, &mut out);
     if !raw.is_empty() {

@@ -300,7 +300,7 @@ fn what_a_search_holds_is_bounded_by_max_head() {
         ..HttpOptions::default()
     });
     extractor.chunk(
-        DirectionId(1),
+        DirectionId::new(1, 1),
         &ends(),
         Chunk::Open { midstream: true },
         &mut |_| (),
@@ -313,7 +313,7 @@ fn what_a_search_holds_is_bounded_by_max_head() {
             segment_start: true,
             conflict: false,
         };
-        extractor.chunk(DirectionId(1), &ends(), chunk, &mut |_| ());
+        extractor.chunk(DirectionId::new(1, 1), &ends(), chunk, &mut |_| ());
         worst = worst.max(extractor.held_bytes());
     }
     assert!((1000..=2048).contains(&worst), "{worst}");
@@ -329,7 +329,9 @@ fn a_direction_that_was_never_opened_is_a_running_one() {
         segment_start: true,
         conflict: false,
     };
-    extractor.chunk(DirectionId(9), &ends(), chunk, &mut |r| flags.push(r.flags));
+    extractor.chunk(DirectionId::new(9, 9), &ends(), chunk, &mut |r| {
+        flags.push(r.flags)
+    });
     assert_eq!(flags, [Flags::MIDSTREAM]);
 }
 
@@ -350,7 +352,7 @@ fn crowd(
         ..ends()
     };
     for n in 0..count {
-        let dir = DirectionId(n.into());
+        let dir = DirectionId::new(n.into(), n.into());
         extractor.chunk(dir, &ends(n), Chunk::Open { midstream: false }, &mut |_| ());
     }
     for bytes in pieces {
@@ -361,17 +363,27 @@ fn crowd(
                 segment_start: true,
                 conflict: false,
             };
-            extractor.chunk(DirectionId(n.into()), &ends(n), chunk, &mut |r| {
-                requests.push(r.into_owned());
-            });
+            extractor.chunk(
+                DirectionId::new(n.into(), n.into()),
+                &ends(n),
+                chunk,
+                &mut |r| {
+                    requests.push(r.into_owned());
+                },
+            );
             worst = worst.max(extractor.held_bytes());
         }
     }
     for n in 0..count {
         let chunk = Chunk::Closed(End::Fin);
-        extractor.chunk(DirectionId(n.into()), &ends(n), chunk, &mut |r| {
-            requests.push(r.into_owned());
-        });
+        extractor.chunk(
+            DirectionId::new(n.into(), n.into()),
+            &ends(n),
+            chunk,
+            &mut |r| {
+                requests.push(r.into_owned());
+            },
+        );
     }
     assert_eq!(extractor.held_bytes(), 0);
     (requests, extractor.counters(), worst)

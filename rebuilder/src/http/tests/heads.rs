@@ -335,7 +335,7 @@ fn what_is_held_of_an_unfinished_head_stays_near_max_head() {
     });
     let mut worst = 0;
     extractor.chunk(
-        DirectionId(1),
+        DirectionId::new(1, 1),
         &ends(),
         Chunk::Open { midstream: false },
         &mut |_| (),
@@ -348,7 +348,7 @@ fn what_is_held_of_an_unfinished_head_stays_near_max_head() {
             segment_start: true,
             conflict: false,
         };
-        extractor.chunk(DirectionId(1), &ends(), chunk, &mut |_| {
+        extractor.chunk(DirectionId::new(1, 1), &ends(), chunk, &mut |_| {
             panic!("no request")
         });
         worst = worst.max(extractor.held_bytes());

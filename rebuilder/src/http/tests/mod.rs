@@ -81,7 +81,7 @@ fn run_with(options: HttpOptions, midstream: bool, events: &[Event], end: End) -
     let mut extractor = Extractor::new(options);
     let mut requests = Vec::new();
     let mut out = |request: Request<'_>| requests.push(request.into_owned());
-    let dir = DirectionId(1);
+    let dir = DirectionId::new(1, 1);
     let ends = ends();
     extractor.chunk(dir, &ends, Chunk::Open { midstream }, &mut out);
     let mut interest = Interest::Wanted;

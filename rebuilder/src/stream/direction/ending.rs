@@ -128,5 +128,6 @@ impl Direction {
             (None, None) => end,
         };
         sink.chunk(self.id, &self.ends, Chunk::Closed(end));
+        env.free_places.push(self.id.place());
     }
 }

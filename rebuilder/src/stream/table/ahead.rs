@@ -5,7 +5,7 @@ use super::{Next, Streams};
 use crate::decode::Plain;
 use crate::stream::flow::{PlainKey, PlainName, Side};
 use crate::stream::flows::NIL;
-use crate::stream::{AHEAD, Sink};
+use crate::stream::{AHEAD, DirectionId, Sink};
 use crate::telemetry::PacketOutcome;
 
 /// How many flows are taken to be near by because memory was asked for them last; a power of two.
@@ -113,8 +113,9 @@ impl Streams {
     }
 
     /// Asks memory for what is held of the flows that were named and that are not near by, so that it is when their segments
-    /// are taken. Each loop asks for many things at once, where one segment after the other would wait for each.
-    pub fn look_ahead(&mut self) {
+    /// are taken. Each loop asks for many things at once, where one segment after the other would wait for each. `behind`
+    /// does the same for what the stage behind keeps of a direction that is told its bytes.
+    pub fn look_ahead(&mut self, mut behind: impl FnMut(DirectionId)) {
         let Near {
             names,
             fresh,
@@ -134,7 +135,7 @@ impl Streams {
         }
         for (near, _) in fresh {
             if let Some(flow) = self.flows.get(names[near % NEAR].slot) {
-                flow.prefetch_directions();
+                flow.prefetch_directions(&mut behind);
             }
         }
     }

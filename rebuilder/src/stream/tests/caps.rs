@@ -355,7 +355,8 @@ fn a_flow_and_a_remembered_syn_cost_what_they_are_charged() {
     let timer = 2 * size_of::<(Timestamp, u32)>();
     let flow = size_of::<Option<Flow>>() + index + owner + timer;
     assert!(flow <= FLOW_BYTES, "{flow} bytes");
-    let extractor = half_full(8 + crate::http::DIRECTION_STATE);
+    // In a list that has just grown, with its free place.
+    let extractor = 2 * (crate::http::DIRECTION_STATE + size_of::<usize>());
     let direction = size_of::<Direction>() + BLOCK + extractor;
     assert!(direction <= DIRECTION_BYTES, "{direction} bytes");
     const { assert!(crate::stream::isn::ENTRY_BYTES <= 32) };

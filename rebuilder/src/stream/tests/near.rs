@@ -75,7 +75,7 @@ fn flows_that_share_a_place_are_told_apart() {
         for (segment, named) in batch.iter().zip(&mut named) {
             together.0.name(segment, named);
         }
-        together.0.look_ahead();
+        together.0.look_ahead(|_| {});
         for (segment, named) in batch.iter().zip(&named) {
             ended.push(together.0.push_named(segment, named, &mut together.1));
         }
