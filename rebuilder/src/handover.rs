@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::decode::{Segment, Seq, TcpFlags, Vni};
+use crate::decode::{Plain, Segment, Seq, TcpFlags, Vni};
 use crate::receive;
 use crate::time::Timestamp;
 
@@ -42,6 +42,30 @@ pub enum Route {
     Full,
     /// Nobody's: a connection of the fleet itself.
     Loop,
+}
+
+/// Says whose segments are.
+pub trait Steer {
+    /// Whether a plain segment is this worker's without a doubt. Asked of nearly every packet, so it must be told quickly;
+    /// where it is not, [`Steer::route`] says it.
+    fn is_own(&self, segment: &Plain<'_>) -> bool;
+
+    /// Whose the segment is. One of another worker's is on its way then.
+    fn route(&mut self, segment: &Segment<'_>) -> Route;
+}
+
+/// The only worker there is: every segment is its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Alone;
+
+impl Steer for Alone {
+    fn is_own(&self, _: &Plain<'_>) -> bool {
+        true
+    }
+
+    fn route(&mut self, _: &Segment<'_>) -> Route {
+        Route::Own
+    }
 }
 
 /// A segment that owns its bytes.
@@ -164,6 +188,13 @@ impl Handover {
     #[must_use]
     pub fn handed(&self) -> u64 {
         self.handed
+    }
+
+    /// Whether [`Handover::route`] would say that a segment between these IPv4 ends is this worker's.
+    #[inline]
+    #[must_use]
+    pub fn is_own(&self, ends: &([u32; 2], [u16; 2])) -> bool {
+        self.inboxes.len() == 1 || receive::owner_of_plain(ends, self.inboxes.len()) == self.own
     }
 
     /// Says whose the segment is; one of another worker's goes to it with the next [`Handover::flush`].

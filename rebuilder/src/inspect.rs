@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::handover::Route;
+use crate::handover::Alone;
 use crate::http::{Flags, Request, write_json};
 use crate::keyed::Keyed;
 use crate::pipeline::{Pipeline, PipelineOptions};
@@ -125,7 +125,7 @@ pub fn run(
         });
         pipeline.frames(
             frames,
-            |_| Route::Own,
+            Alone,
             |outcome| by_outcome[outcome.index()] += 1,
             &mut |request| emit(&mut summary, &request),
         );

@@ -92,6 +92,14 @@ impl Loops {
         self.search(src, dst)
     }
 
+    /// Whether a connection between these IPv4 addresses is a [`Kin::Stranger`] without a doubt.
+    #[inline]
+    #[must_use]
+    pub fn is_strange(&self, addresses: [u32; 2]) -> bool {
+        let marks = addresses.map(|address| 1_u64 << (address % 64));
+        self.marks & (marks[0] | marks[1]) == 0
+    }
+
     #[cold]
     fn search(&self, src: SocketAddr, dst: SocketAddr) -> Kin {
         // An answer's source is where its connection leads to; whoever opened one has the higher port, nearly always.
@@ -211,6 +219,30 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn who_is_strange_at_a_glance_is_a_stranger(
+            known in prop::collection::vec(any::<u32>(), 0..4),
+            ends: [u32; 2],
+            ports: [u16; 2],
+            met in any::<Option<prop::sample::Index>>(),
+        ) {
+            let mut ends = ends;
+            if let Some(met) = met.filter(|_| !known.is_empty()) {
+                ends[0] = *met.get(&known);
+            }
+            let ip = |address| IpAddr::from(std::net::Ipv4Addr::from_bits(address));
+            let (analyser, own) = known.split_at(known.len() / 2);
+            let mut loops = Loops::new(Arc::default());
+            let analyser: Vec<_> = analyser.iter().map(|a| SocketAddr::new(ip(*a), ports[1])).collect();
+            loops.learn(&analyser, own.iter().map(|a| ip(*a)).collect(), Instant::now());
+            let [src, dst] = [0, 1].map(|n: usize| SocketAddr::new(ip(ends[n]), ports[n]));
+            if loops.is_strange(ends) {
+                prop_assert_eq!(loops.kin(src, dst), Kin::Stranger);
+            }
+            let marked = [src, dst].iter().any(|end| loops.marks & mark(end.ip()) != 0);
+            prop_assert_eq!(loops.is_strange(ends), !marked);
+        }
+
         /// The bits leave nothing out that a search would find.
         #[test]
         fn marks_only_save_time(

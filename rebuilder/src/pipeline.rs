@@ -3,7 +3,7 @@
 use std::ops::ControlFlow::{self, Break, Continue};
 
 use crate::decode::{DecodeOptions, Decoder, Plain, Segment};
-use crate::handover::Route;
+use crate::handover::{Route, Steer};
 use crate::http::{Extractor, HttpCounters, HttpOptions, Request};
 use crate::prefetch::Ahead;
 use crate::receive::Frame;
@@ -102,12 +102,12 @@ impl Pipeline {
         Some(self.streams.push(&segment, &mut sink))
     }
 
-    /// Takes frames that are in memory together, as [`Pipeline::steered_frame`] would one after the other; each outcome
-    /// that ends here goes to `ended`.
+    /// Takes frames that are in memory together, as [`Pipeline::steered_frame`] would one after the other, `steer` saying
+    /// whose the segments are; each outcome that ends here goes to `ended`.
     pub fn frames<'a>(
         &mut self,
         frames: impl Iterator<Item = Frame<'a>>,
-        mut route: impl FnMut(&Segment<'_>) -> Route,
+        mut steer: impl Steer,
         mut ended: impl FnMut(PacketOutcome),
         out: &mut impl FnMut(Request),
     ) {
@@ -145,7 +145,8 @@ impl Pipeline {
                 self.ahead.read(plain.payload);
                 let ends = match refused {
                     Some(outcome) => Break(Some(*outcome)),
-                    None => routed(route(&plain.segment())),
+                    None if steer.is_own(plain) => Continue(()),
+                    None => routed(steer.route(&plain.segment())),
                 };
                 let outcome = match ends {
                     Break(outcome) => outcome,
@@ -163,7 +164,8 @@ impl Pipeline {
             }
             match other {
                 Some(frame) => {
-                    self.steered_frame(&frame, &mut route, out).map(&mut ended);
+                    let route = |segment: &Segment<'_>| steer.route(segment);
+                    self.steered_frame(&frame, route, out).map(&mut ended);
                 }
                 None if count < AHEAD => return,
                 None => {}

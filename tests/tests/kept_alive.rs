@@ -42,7 +42,7 @@ impl Requests {
         };
         let mut extractor = Extractor::new(HttpOptions::default());
         let open = Chunk::Open { midstream: false };
-        extractor.chunk(DirectionId(1), &ends, open, &mut |_| {});
+        extractor.chunk(DirectionId::new(1, 1), &ends, open, &mut |_| {});
         Self { extractor, ends }
     }
 
@@ -57,7 +57,7 @@ impl Requests {
             conflict: false,
         };
         let mut made = Vec::new();
-        let (dir, ends) = (DirectionId(1), &self.ends);
+        let (dir, ends) = (DirectionId::new(1, 1), &self.ends);
         self.extractor.chunk(dir, ends, chunk, &mut |request| {
             made.push(request.into_owned());
         });

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 
-use rebuilder::handover::Route;
+use rebuilder::handover::Alone;
 use rebuilder::http::{Flags, HttpOptions, Request};
 use rebuilder::pipeline::{Pipeline, PipelineOptions};
 use rebuilder::receive::{Frame, LinkType};
@@ -140,7 +140,7 @@ fn together(mut pipeline: Pipeline, lab: &Lab) {
             Step::Advance(_) => None,
         });
         let ended = |outcome| outcomes.push(outcome);
-        pipeline.frames(frames, |_| Route::Own, ended, &mut out);
+        pipeline.frames(frames, Alone, ended, &mut out);
     }
     pipeline.finish(End::Eof, &mut out);
     assert_eq!(outcomes, lab.outcomes);

@@ -1,3 +1,7 @@
+use std::net::Ipv4Addr;
+
+use proptest::prelude::*;
+
 use super::*;
 
 fn segment<'a>(src: &str, dst: &str, payload: &'a [u8]) -> Segment<'a> {
@@ -45,6 +49,25 @@ fn a_segment_of_another_worker_reaches_it_as_it_was() {
     assert_eq!(got[0], describe(&given));
     assert_eq!(got[1], describe(&segment(dst, src, b"")));
     assert_eq!(second.take(|_| panic!("twice")), 0);
+}
+
+proptest! {
+    #[test]
+    fn a_plain_segment_is_told_alike_in_the_quick_way(
+        addresses: [u32; 2],
+        ports: [u16; 2],
+        workers in 1_usize..5,
+    ) {
+        let end = |n: usize| SocketAddr::new(Ipv4Addr::from_bits(addresses[n]).into(), ports[n]);
+        let given = Segment { src: end(0), dst: end(1), ..segment("10.0.0.1:1", "10.0.0.2:2", b"") };
+        let own = |mut worker: Handover| {
+            let quick = worker.is_own(&(addresses, ports));
+            assert_eq!(quick, worker.route(&given) == Route::Own);
+            quick
+        };
+        let owners = Handover::group(workers).into_iter().map(own);
+        prop_assert_eq!(owners.filter(|own| *own).count(), 1);
+    }
 }
 
 #[test]

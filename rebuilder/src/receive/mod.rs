@@ -13,7 +13,7 @@ pub mod udp;
 use crate::time::Timestamp;
 
 pub use live::{Receive, ReceiveOptions, Receiver, open};
-pub(crate) use steering::owner;
+pub(crate) use steering::{owner, owner_of_plain};
 
 /// What the first byte of a frame is (names as in the pcap link-type registry, <https://www.tcpdump.org/linktypes.html>).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -81,7 +81,20 @@ pub(crate) fn owner(src: SocketAddr, dst: SocketAddr, workers: usize) -> usize {
         }
     };
     let ports = u32::from(src.port() ^ dst.port());
-    let hash = words(src.ip()) ^ words(dst.ip()) ^ ports;
+    of_hash(words(src.ip()) ^ words(dst.ip()) ^ ports, workers)
+}
+
+/// The same of IPv4 addresses and ports.
+#[inline]
+pub(crate) fn owner_of_plain(
+    ([src, dst], [src_port, dst_port]): &([u32; 2], [u16; 2]),
+    workers: usize,
+) -> usize {
+    of_hash(src ^ dst ^ u32::from(src_port ^ dst_port), workers)
+}
+
+#[inline]
+fn of_hash(hash: u32, workers: usize) -> usize {
     let mixed = hash.wrapping_mul(MIX) >> 16;
     usize::try_from(mixed).map_or(0, |mixed| mixed % workers.max(1))
 }

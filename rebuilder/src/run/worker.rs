@@ -10,9 +10,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tracing::warn;
 
 use super::{RequestSelection, RunOptions, Stop, Stopper};
-use crate::decode::Segment;
+use crate::decode::{Plain, Segment};
 use crate::forward::{ForwardError, Forwarder};
-use crate::handover::{Handover, Route};
+use crate::handover::{Handover, Route, Steer};
 use crate::http::Request;
 use crate::loops::{Kin, Loops};
 use crate::pipeline::Pipeline;
@@ -173,16 +173,13 @@ impl Worker {
         let now = wall_clock();
         let budget = DRAIN_BUDGET.min(handover.may_read());
         let drained = receiver.drain(budget, now, |frames| {
-            let route = |segment: &Segment<'_>| match loops.kin(segment.src, segment.dst) {
-                Kin::Stranger => handover.route(segment),
-                Kin::Fleet => Route::Loop,
-                Kin::OfAnalyser => {
-                    counters.add(Counter::AnalyserOpened, 1);
-                    handover.route(segment)
-                }
+            let whose = Whose {
+                loops,
+                handover,
+                counters,
             };
             let ended = |outcome| counters.packet(outcome);
-            pipeline.frames(frames.iter().copied(), route, ended, &mut submit);
+            pipeline.frames(frames.iter().copied(), whose, ended, &mut submit);
             counters.add(Counter::ReceivedBytes, bytes_of(frames));
         });
         counters.packets(PacketOutcome::Draining, handover.flush());
@@ -357,6 +354,29 @@ impl Worker {
             },
             |drained| drained.left == Left::Nothing,
         )
+    }
+}
+
+/// Whose the connections are that this worker reads packets of.
+struct Whose<'a> {
+    loops: &'a Loops,
+    handover: &'a mut Handover,
+    counters: &'a WorkerCounters,
+}
+
+impl Steer for Whose<'_> {
+    #[inline]
+    fn is_own(&self, segment: &Plain<'_>) -> bool {
+        self.loops.is_strange(segment.ends.0) && self.handover.is_own(&segment.ends)
+    }
+
+    fn route(&mut self, segment: &Segment<'_>) -> Route {
+        match self.loops.kin(segment.src, segment.dst) {
+            Kin::Stranger => {}
+            Kin::Fleet => return Route::Loop,
+            Kin::OfAnalyser => self.counters.add(Counter::AnalyserOpened, 1),
+        }
+        self.handover.route(segment)
     }
 }
 

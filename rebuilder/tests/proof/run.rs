@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rebuilder::handover::Route;
+use rebuilder::handover::Alone;
 use rebuilder::http::{HttpCounters, Request, write_json};
 use rebuilder::pipeline::{Pipeline, PipelineOptions};
 use rebuilder::stream::{End, Stats};
@@ -31,7 +31,7 @@ pub(crate) fn run(frames: &[Owned], options: &PipelineOptions) -> Run {
     let mut outcomes = Vec::new();
     pipeline.frames(
         frames.iter().map(Owned::frame),
-        |_| Route::Own,
+        Alone,
         |outcome| outcomes.push(outcome),
         &mut |r| requests.push(r.into_owned()),
     );

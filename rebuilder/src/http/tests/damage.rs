@@ -330,7 +330,7 @@ fn a_direction_that_was_never_opened_is_a_running_one() {
         conflict: false,
     };
     extractor.chunk(DirectionId::new(9, 9), &ends(), chunk, &mut |r| {
-        flags.push(r.flags)
+        flags.push(r.flags);
     });
     assert_eq!(flags, [Flags::MIDSTREAM]);
 }

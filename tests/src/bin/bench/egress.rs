@@ -165,7 +165,7 @@ fn captured() -> anyhow::Result<Request<'static>> {
             conflict: false,
         },
     ] {
-        extractor.chunk(DirectionId(1), &ends, chunk, &mut |request| {
+        extractor.chunk(DirectionId::new(1, 1), &ends, chunk, &mut |request| {
             requests.push(request.into_owned());
         });
     }
