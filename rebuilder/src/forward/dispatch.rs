@@ -32,6 +32,12 @@ pub(super) struct FreeLane {
     depth: usize,
 }
 
+impl FreeLane {
+    const fn has_room(&self) -> bool {
+        self.len < self.depth
+    }
+}
+
 /// The slots of each line.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Places {
@@ -51,6 +57,13 @@ impl Places {
             leaving,
             end: leaving.saturating_add(options.quarantine_connections),
         }
+    }
+
+    /// How far a slot stands behind another one, where the first follows the last.
+    #[must_use]
+    const fn behind(&self, last: usize, slot: usize) -> usize {
+        // Both are below the end.
+        (slot + self.end - last - 1) % self.end
     }
 
     /// Where those of a line are.
@@ -159,15 +172,26 @@ impl Forwarder {
         let mut lanes = std::mem::take(&mut self.lanes);
         lanes.extend(self.free_lanes());
         let mut all_open = false;
+        let mut filled = None;
         while let Some(cost) = self.next_cost(Line::Shared, now) {
-            let free = lanes.iter_mut().filter(|lane| lane.len < lane.depth);
-            let best = free.min_by_key(|lane| lane.len);
-            if !all_open && best.as_ref().is_none_or(|lane| lane.len > 0) {
+            let free = |at: &usize| lanes.get(*at).is_some_and(FreeLane::has_room);
+            let least = (0..lanes.len()).filter(free).min_by_key(|&at| {
+                let lane = lanes.get(at);
+                lane.map(|lane| (lane.len, self.places.behind(self.last_lane, lane.slot)))
+            });
+            let len = |at: usize| lanes.get(at).map_or(0, |lane| lane.len);
+            if !all_open && least.is_none_or(|at| len(at) > 0) {
                 all_open = self.open_shared(now);
             }
-            let Some(lane) = best else {
+            // One is filled before the next is begun: few writes and answers, where few requests come at a time.
+            let Some(at) = filled.filter(free).or(least) else {
                 break;
             };
+            filled = Some(at);
+            let Some(lane) = lanes.get_mut(at) else {
+                break;
+            };
+            self.last_lane = lane.slot;
             let Some(connection) = self.slots.get_mut(lane.slot) else {
                 break;
             };

@@ -118,11 +118,11 @@ impl Receiver {
     }
 
     /// How long to wait where nothing can be read. A wake-up costs as much as a dozen packets, so neither is read at each
-    /// packet; and a slow link gives a block of a ring no sooner than it is old enough.
+    /// packet.
     #[must_use]
     pub fn pause(&self) -> Duration {
         match self {
-            Self::Ring(_) => ring::DEFAULT_RETIRE,
+            Self::Ring(ring) => ring.pause(),
             Self::Socket(_) => Duration::from_millis(1),
         }
     }

@@ -4,6 +4,7 @@ mod addresses;
 mod adversary;
 mod bytes;
 mod bytes_properties;
+mod few;
 mod nginx;
 mod quarantine;
 mod scripted;

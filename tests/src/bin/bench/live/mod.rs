@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use lab::cpu::{self, Cost, Reading};
 
-use self::road::{Road, softnet_drops};
+use self::road::Road;
 use self::sender::{Pace, Sender};
 use self::subject::{Loop, Rebuilder, Run};
 use crate::capture::REQUESTS;
@@ -30,6 +30,8 @@ const PASSES: usize = 3;
 /// Packets a second of a quiet instance, and how long it is measured.
 const QUIET: f64 = 50_000.0;
 const QUIET_PACKETS: usize = 250_000;
+/// How long after their end connections are forgotten (`StreamOptions::linger`), and a little.
+const FORGOTTEN: Duration = Duration::from_millis(2500);
 /// A train of a quiet instance: a congestion window (RFC 6928).
 const TRAIN: usize = 10;
 /// Packets that wait in the rings before the workers may begin, and the ring that holds them all.
@@ -102,7 +104,7 @@ fn turn(road: &Road, sender: &mut Sender, capture: &Capture) -> anyhow::Result<T
     let socket = full(sender, &SOCKET)?;
     let [recvfrom, recvmmsg] = [Loop::Recvfrom, Loop::Recvmmsg]
         .map(|subject| subject.run(road, sender, capture.packets, Pace::Full));
-    let quiet = [1, TRAIN].map(|train| quiet(road, sender, train));
+    let quiet = [1, TRAIN].map(|train| quiet(road, sender, capture.packets, train));
     let [even, trains] = quiet;
     Ok(Turn {
         offline,
@@ -132,10 +134,15 @@ fn offline(road: &Road, capture: &Capture) -> anyhow::Result<Cost> {
 }
 
 /// So many packets a second: the rebuilder, the ring that it reads, and a loop that blocks in recvmmsg.
-fn quiet(road: &Road, sender: &mut Sender, train: usize) -> anyhow::Result<Quiet> {
+fn quiet(road: &Road, sender: &mut Sender, packets: usize, train: usize) -> anyhow::Result<Quiet> {
     let pace = Pace::Even { rate: QUIET, train };
-    let rebuilder =
-        Rebuilder::start(road, &road.processors[..1], &RING)?.run(sender, QUIET_PACKETS, pace)?;
+    let rebuilder = {
+        let rebuilder = Rebuilder::start(road, &road.processors[..1], &RING)?;
+        // It has run for days, so it has had more connections than these: room for them is there.
+        rebuilder.run(sender, packets, Pace::Full)?;
+        thread::sleep(FORGOTTEN);
+        rebuilder.run(sender, QUIET_PACKETS, pace)?
+    };
     let mut of = |subject: Loop| subject.run(road, sender, QUIET_PACKETS, pace);
     Ok(Quiet {
         rebuilder,
@@ -162,14 +169,14 @@ fn backlog(
         &workers,
     ];
     let rebuilder = Rebuilder::start(road, processors, &flags)?;
-    let (softnet, idle) = (softnet_drops()?, rebuilder.reading()?);
+    let idle = rebuilder.before()?;
     rebuilder.signal(libc::SIGSTOP);
     let sent = sender.send(road, WAITING, Pace::Full)?;
     // Held for as little as that, it has missed no beat.
     let before = rebuilder.reading()?;
     rebuilder.signal(libc::SIGCONT);
     let cost = until_idle(&rebuilder, &before)?;
-    let run = rebuilder.settled(sent, softnet, &idle)?;
+    let run = rebuilder.settled(sent, &idle)?;
     ensure!(run.dropped == 0, "the rings were too small: {run:?}");
     Ok(cost)
 }

@@ -47,6 +47,30 @@ pub(crate) struct Run {
     pub(crate) requests: u64,
 }
 
+/// What a rebuilder has counted.
+struct Counts {
+    received: u64,
+    dropped: u64,
+    requests: u64,
+}
+
+impl Counts {
+    fn of(metrics: &Metrics) -> Self {
+        Self {
+            received: metrics.packets(),
+            dropped: metrics.count("rebuilder_kernel_drops_total"),
+            requests: metrics.delivered(),
+        }
+    }
+}
+
+/// How things stood before a run.
+pub(crate) struct Before {
+    counts: Counts,
+    softnet: u64,
+    reading: Reading,
+}
+
 /// `rebuilder run` at the receiving end, and what it forwards to.
 pub(crate) struct Rebuilder<'a> {
     road: &'a Road,
@@ -106,30 +130,35 @@ impl<'a> Rebuilder<'a> {
         packets: usize,
         pace: Pace,
     ) -> anyhow::Result<Run> {
-        let (softnet, before) = (softnet_drops()?, self.reading()?);
+        let before = self.before()?;
         let sent = sender.send(self.road, packets, pace)?;
-        self.settled(sent, softnet, &before)
+        self.settled(sent, &before)
     }
 
-    /// The end of a run that began with so many packets dropped before any socket, and with such a reading.
-    pub(crate) fn settled(
-        &self,
-        sent: Sent,
-        softnet: u64,
-        before: &Reading,
-    ) -> anyhow::Result<Run> {
+    /// What a run begins with; nothing is on its way.
+    pub(crate) fn before(&self) -> anyhow::Result<Before> {
+        Ok(Before {
+            counts: Counts::of(&self.metrics()?),
+            softnet: softnet_drops()?,
+            reading: self.reading()?,
+        })
+    }
+
+    /// The end of a run that began so.
+    pub(crate) fn settled(&self, sent: Sent, before: &Before) -> anyhow::Result<Run> {
         let mut seen = String::new();
         wait_for("every packet is accounted for", PATIENCE, || {
             thread::sleep(LOOK);
-            let cost = self.reading()?.since(before);
+            let cost = self.reading()?.since(&before.reading);
             let metrics = self.metrics()?;
+            let counts = Counts::of(&metrics);
             let run = Run {
                 cost,
                 sent,
-                received: metrics.packets(),
-                dropped: metrics.count("rebuilder_kernel_drops_total"),
-                softnet: softnet_drops()? - softnet,
-                requests: metrics.delivered(),
+                received: counts.received - before.counts.received,
+                dropped: counts.dropped - before.counts.dropped,
+                softnet: softnet_drops()? - before.softnet,
+                requests: counts.requests - before.counts.requests,
             };
             seen = format!("{run:?}");
             // Others may lose packets on this machine, too.
