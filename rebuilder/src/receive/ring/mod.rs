@@ -55,7 +55,7 @@ pub const DEFAULT_RETIRE: Duration = Duration::from_millis(4);
 
 /// How long a ring is left alone at most when all of it has been read. Each time the caches have forgotten the flows and the
 /// program itself: on a quiet link that costs a packet more than what is done with it.
-const LONGEST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 
 /// What is taken for a fast link, in bytes a microsecond: 10 Gbit/s.
 const FAST: usize = 1250;
@@ -152,7 +152,7 @@ pub fn bind_group(
 }
 
 fn pause_of(bytes: usize) -> Duration {
-    let filled = u64::try_from(bytes / 4 / FAST).unwrap_or(u64::MAX);
+    let filled = u64::try_from(bytes / 3 / FAST).unwrap_or(u64::MAX);
     Duration::from_micros(filled).clamp(DEFAULT_RETIRE, LONGEST_PAUSE)
 }
 
@@ -279,7 +279,7 @@ impl RingReceiver {
         }
     }
 
-    /// How long to leave it alone when all of it has been read: no longer than a fast link takes to fill a quarter of it,
+    /// How long to leave it alone when all of it has been read: no longer than a fast link takes to fill a third of it,
     /// but as long as a block takes to be given.
     #[must_use]
     pub fn pause(&self) -> Duration {
