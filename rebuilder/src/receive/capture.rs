@@ -9,16 +9,13 @@
 //! Formats: pcap (draft-ietf-opsawg-pcap) with the magic numbers of both byte orders, microseconds and nanoseconds,
 //! and Kuznetsov's "modified" one; pcapng (draft-ietf-opsawg-pcapng) with any number of sections and interfaces.
 //!
-//! A plain file is mapped where it can be, a piece at a time (`pieces.rs`); everything else is read.
-//!
 //! No input panics.
 
 mod pcapng;
-mod pieces;
 mod window;
 
 use std::fs::File;
-use std::io::{self, BufReader, Cursor, Read};
+use std::io::{self, Cursor, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -27,7 +24,6 @@ use pcap_parser::{PcapHeader, parse_pcap_header};
 
 pub use self::pcapng::MAX_INTERFACES;
 use self::pcapng::{Order, Section};
-use self::pieces::Pieces;
 use self::window::Window;
 use super::{Frame, LinkType};
 use crate::time::Timestamp;
@@ -89,19 +85,6 @@ pub enum CaptureError {
         /// What is wrong with it.
         what: String,
     },
-    /// A part of it that was there is gone: somebody shortened the file, or its disk fails. Every record before it was
-    /// delivered. Of records that were delivered last, what had gone by then may have been read as zeros.
-    #[error(
-        "{}: gone from byte {offset} on while it was read: it was shortened, or its disk fails; everything before it \
-         was read, the last packets may count as damaged, give a copy that nobody changes",
-        path.display()
-    )]
-    Lost {
-        /// The file.
-        path: PathBuf,
-        /// The first byte that is not there.
-        offset: u64,
-    },
 }
 
 /// A pcap file. A record is seconds, fraction, captured length and length on the wire, 32 bits each, then what only the
@@ -121,8 +104,7 @@ enum Format {
     PcapNg(Section),
 }
 
-/// A packet, its bytes named by their place in the window's memory.
-#[derive(Clone)]
+/// A packet, its bytes named by their place in the window.
 struct Located {
     ts: Timestamp,
     link: LinkType,
@@ -159,10 +141,7 @@ impl CaptureReader {
             path: path.to_owned(),
             source,
         })?;
-        match Pieces::of(file) {
-            Ok(pieces) => Self::new(Window::mapped(path, pieces)),
-            Err(file) => Self::from_reader(path, BufReader::new(file)),
-        }
+        Self::from_reader(path, file)
     }
 
     /// The same from any source of bytes; errors name it `path`.
@@ -189,17 +168,11 @@ impl CaptureReader {
         } else {
             Box::new(whole)
         };
-        Self::new(Window::new(path, input, zipped))
-    }
-
-    fn new(mut window: Window) -> Result<Self, CaptureError> {
-        let format = read_header(&mut window);
-        if let Some(offset) = window.lost(format.is_err()) {
-            return Err(window.lost_from(offset));
-        }
+        let mut window = Window::new(path, input, zipped);
+        let format = read_header(&mut window)?;
         Ok(Self {
             window,
-            format: format?,
+            format,
             last: Timestamp::default(),
             done: false,
             few: Vec::new(),
@@ -209,8 +182,8 @@ impl CaptureReader {
     /// The next packet; `None` at the end of the file, and after an error.
     ///
     /// # Errors
-    /// The file ends inside a record, a record is corrupt, a part of it is gone, or the system refuses to read on. Every
-    /// packet before it has been given.
+    /// The file ends inside a record, a record is corrupt, or the system refuses to read on. Every packet before it
+    /// has been given.
     #[allow(
         clippy::should_implement_trait,
         reason = "the frame borrows from the reader, which Iterator cannot say"
@@ -220,9 +193,6 @@ impl CaptureReader {
     }
 
     /// The next packets that are in memory together, `max` at most; none at the end of the file, and after an error.
-    ///
-    /// Where the file is mapped and somebody shortens it, packets may be zeros from some byte on: the call behind them
-    /// gives [`CaptureError::Lost`].
     ///
     /// # Errors
     /// As [`Self::next`].
@@ -236,7 +206,8 @@ impl CaptureReader {
             self.done = !matches!(found, Ok(true));
             found?;
         }
-        let memory = self.window.memory();
+        // What was consumed stays in place until the next call.
+        let memory = &self.window.buf;
         Ok(self.few.iter().map(|located| Frame {
             ts: located.ts,
             link: located.link,
@@ -246,34 +217,22 @@ impl CaptureReader {
 
     /// Finds the next packets, `max` at most; `false` at the end of the file.
     fn find(&mut self, max: usize) -> Result<bool, CaptureError> {
-        if let Some(offset) = self.window.lost(false) {
-            return Err(self.window.lost_from(offset));
-        }
         let first = match &mut self.format {
             Format::Pcap(pcap) => pcap.next(&mut self.window),
             Format::PcapNg(section) => section.next(&mut self.window, self.last),
+        }?;
+        let Some(first) = first else {
+            return Ok(false);
         };
-        let mut odd = first.is_err();
-        if let Ok(Some(first)) = &first {
-            odd = first.data.is_empty();
-            self.few.push(first.clone());
-            // Reading on would move what was found: the others are taken as far as they are there.
-            if let Format::Pcap(pcap) = &self.format {
-                pcap.next_there(&mut self.window, max, &mut self.few);
-            }
-        }
-        if let Some(offset) = self.window.lost(odd) {
-            // What zeros name is no packet.
-            let end = self.window.place(offset);
-            self.few.retain(|located| located.data.end <= end);
-            if self.few.is_empty() {
-                return Err(self.window.lost_from(offset));
-            }
+        self.few.push(first);
+        // Reading on would move what was found: the others are taken as far as they are there.
+        if let Format::Pcap(pcap) = &self.format {
+            pcap.next_there(&mut self.window, max, &mut self.few);
         }
         if let Some(located) = self.few.last() {
             self.last = located.ts;
         }
-        Ok(first?.is_some())
+        Ok(true)
     }
 
     /// Bytes of the (unzipped) file that are behind the packets given so far.
@@ -385,14 +344,14 @@ impl Pcap {
         }))
     }
 
-    /// The packets of which all is in memory, until there are `max`. What is not whole or looks odd is left for
-    /// [`Pcap::next`]: a length that cannot be, or none, as zeros have it.
+    /// The packets of which all is in memory, until there are `max`. What is not whole, or claims too much, is left for
+    /// [`Pcap::next`].
     fn next_there(self, window: &mut Window, max: usize, few: &mut Vec<Located>) {
         let mut rest = window.bytes();
         let mut at = window.start;
         while few.len() < max
             && let Some((ts, len)) = self.head(rest)
-            && (1..=MAX_RECORD).contains(&len)
+            && len <= MAX_RECORD
             && let Some(behind) = rest.get(self.header + len..)
         {
             let start = at + self.header;

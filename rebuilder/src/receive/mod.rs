@@ -4,7 +4,6 @@ mod bpf;
 pub mod capture;
 pub mod host;
 mod live;
-mod mapping;
 pub mod ring;
 mod steering;
 pub(crate) mod sys;

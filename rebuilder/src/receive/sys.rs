@@ -1,5 +1,5 @@
-//! System calls that neither the standard library nor socket2 has. In this folder `unsafe` stands here, in `udp.rs`, in
-//! `mapping.rs` and, to ask drivers, in `host.rs`.
+//! System calls that neither the standard library nor socket2 has. In this folder `unsafe` stands here, in `udp.rs` and,
+//! to ask drivers, in `host.rs`.
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};

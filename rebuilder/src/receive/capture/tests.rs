@@ -9,8 +9,6 @@ use super::pcapng::Order;
 use super::window::{FIRST_WINDOW, LARGEST_WINDOW};
 use super::*;
 
-mod mapped;
-
 /// What a test expects of a packet: time, link type, bytes.
 type Row = (u64, LinkType, Vec<u8>);
 
@@ -27,11 +25,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn read_path(path: &Path) -> (Vec<Row>, Option<CaptureError>) {
-    read_all(CaptureReader::open(path))
-}
-
-fn read_all(reader: Result<CaptureReader, CaptureError>) -> (Vec<Row>, Option<CaptureError>) {
-    let mut reader = match reader {
+    let mut reader = match CaptureReader::open(path) {
         Ok(reader) => reader,
         Err(e) => return (Vec::new(), Some(e)),
     };
@@ -48,13 +42,11 @@ fn read_all(reader: Result<CaptureReader, CaptureError>) -> (Vec<Row>, Option<Ca
     }
 }
 
-/// One packet at a time from a file, which is mapped, unless it is zipped; several at once from a stream, which is read.
-/// Both must give the same.
+/// One packet at a time, and several at once: both must give the same.
 fn read(bytes: &[u8]) -> (Vec<Row>, Option<CaptureError>) {
     let file = file(bytes);
     let (rows, error) = read_path(file.path());
-    let stream = Cursor::new(bytes.to_vec());
-    let (again, why) = read_few(CaptureReader::from_reader(file.path(), stream));
+    let (again, why) = read_few(CaptureReader::open(file.path()));
     assert_eq!(rows, again);
     assert_eq!(format!("{error:?}"), format!("{why:?}"));
     (rows, error)
@@ -500,30 +492,20 @@ fn the_largest_record_is_read_and_one_byte_more_is_corrupt() {
         let file = file(&bytes);
         // The packet is a hole in the file: zeros that take no room.
         file.as_file().set_len((bytes.len() + len) as u64).unwrap();
-        for mut reader in both_ways(file.path()) {
-            match reader.next() {
-                Ok(Some(frame)) => {
-                    assert!(fits);
-                    assert_eq!(frame.data.len(), len);
-                }
-                Err(CaptureError::Corrupt { offset, .. }) => {
-                    assert!(!fits);
-                    assert_eq!(offset, 24);
-                }
-                other => panic!("{other:?}"),
+        let mut reader = CaptureReader::open(file.path()).unwrap();
+        match reader.next() {
+            Ok(Some(frame)) => {
+                assert!(fits);
+                assert_eq!(frame.data.len(), len);
             }
-            assert!(reader.window.memory().len() <= LARGEST_WINDOW);
+            Err(CaptureError::Corrupt { offset, .. }) => {
+                assert!(!fits);
+                assert_eq!(offset, 24);
+            }
+            other => panic!("{other:?}"),
         }
+        assert!(reader.window.buf.len() <= LARGEST_WINDOW);
     }
-}
-
-/// The file mapped, and the file read.
-fn both_ways(path: &Path) -> [CaptureReader; 2] {
-    let file = File::open(path).unwrap();
-    [
-        CaptureReader::open(path).unwrap(),
-        CaptureReader::from_reader(path, file).unwrap(),
-    ]
 }
 
 #[test]
@@ -534,14 +516,13 @@ fn a_length_that_lies_in_a_short_file_costs_no_memory() {
     bytes.extend(LITTLE.len(MAX_RECORD));
     bytes.extend([0; 4]);
     let file = file(&bytes);
-    for mut reader in both_ways(file.path()) {
-        assert!(reader.next().unwrap().is_some());
-        assert!(matches!(
-            reader.next(),
-            Err(CaptureError::EndsInside { offset: 41, .. })
-        ));
-        assert!(reader.window.memory().len() <= FIRST_WINDOW);
-    }
+    let mut reader = CaptureReader::open(file.path()).unwrap();
+    assert!(reader.next().unwrap().is_some());
+    assert!(matches!(
+        reader.next(),
+        Err(CaptureError::EndsInside { offset: 41, .. })
+    ));
+    assert_eq!(reader.window.buf.len(), FIRST_WINDOW);
 }
 
 #[test]
@@ -557,11 +538,10 @@ fn a_block_without_packets_may_be_larger_than_the_cap_and_is_not_held() {
     std::io::Seek::seek(&mut handle, std::io::SeekFrom::End(0)).unwrap();
     handle.write_all(&LITTLE.len(len)).unwrap();
     handle.write_all(&LITTLE.enhanced(0, 1, b"x")).unwrap();
-    for mut reader in both_ways(file.path()) {
-        assert_eq!(reader.next().unwrap().unwrap().data, b"x");
-        assert!(reader.next().unwrap().is_none());
-        assert!(reader.window.memory().len() <= FIRST_WINDOW);
-    }
+    let mut reader = CaptureReader::open(file.path()).unwrap();
+    assert_eq!(reader.next().unwrap().unwrap().data, b"x");
+    assert!(reader.next().unwrap().is_none());
+    assert_eq!(reader.window.buf.len(), FIRST_WINDOW);
 }
 
 #[test]

@@ -1,28 +1,26 @@
 //! The part of the file that is in memory.
 
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::pieces::{Pieces, Went};
 use super::{CaptureError, MAX_RECORD};
 
-/// What the window starts with, in bytes; it doubles as records need it.
-pub(super) const FIRST_WINDOW: usize = 256 << 10;
+/// What the window starts with, in bytes; it doubles as records need it. What is read at once stays in the cache that a
+/// core has to itself until it is looked at.
+pub(super) const FIRST_WINDOW: usize = 512 << 10;
 
 /// What it never exceeds: the largest record with its header, and room to read on.
 pub(super) const LARGEST_WINDOW: usize = MAX_RECORD + FIRST_WINDOW;
 
-/// The bytes of the file from `offset` on, as far as they are read or mapped.
+/// The bytes of the file from `offset` on, as far as they are read.
 pub(super) struct Window {
     pub(super) path: PathBuf,
-    /// Where the file is mapped; nothing is read then.
-    pub(super) pieces: Option<Pieces>,
     input: Box<dyn Read + Send>,
     zipped: bool,
-    buf: Vec<u8>,
+    pub(super) buf: Vec<u8>,
     pub(super) start: usize,
     end: usize,
-    /// Where `memory()[start]` stands in the (unzipped) file.
+    /// Where `buf[start]` stands in the (unzipped) file.
     pub(super) offset: u64,
     ended: bool,
     /// The gzip stream stopped before its own end.
@@ -33,7 +31,6 @@ impl Window {
     pub(super) fn new(path: &Path, input: Box<dyn Read + Send>, zipped: bool) -> Self {
         Self {
             path: path.to_owned(),
-            pieces: None,
             input,
             zipped,
             buf: Vec::new(),
@@ -45,48 +42,12 @@ impl Window {
         }
     }
 
-    /// Of a file that is mapped.
-    pub(super) fn mapped(path: &Path, pieces: Pieces) -> Self {
-        Self {
-            pieces: Some(pieces),
-            ..Self::new(path, Box::new(io::empty()), false)
-        }
-    }
-
-    /// What is there of the file, what was consumed among it: it stays in place until [`Window::fill`] asks for more.
-    #[inline]
-    pub(super) fn memory(&self) -> &[u8] {
-        match &self.pieces {
-            Some(pieces) => pieces.bytes(),
-            None => &self.buf,
-        }
-    }
-
     pub(super) fn available(&self) -> usize {
         self.end - self.start
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
-        self.memory().get(self.start..self.end).unwrap_or_default()
-    }
-
-    /// The first byte of the file that is gone, with zeros in [`Window::memory`] instead of it and all behind it: the file
-    /// was shortened, or does not let itself be read. To be asked behind reading; `closely` where what was read looks
-    /// like it.
-    #[inline]
-    pub(super) fn lost(&self, closely: bool) -> Option<u64> {
-        let pieces = self.pieces.as_ref()?;
-        if closely {
-            pieces.looked_for_lost()
-        } else {
-            pieces.lost()
-        }
-    }
-
-    /// The place in [`Window::memory`] of a byte of the file.
-    pub(super) fn place(&self, offset: u64) -> usize {
-        let from = self.offset - self.start as u64;
-        usize::try_from(offset.saturating_sub(from)).unwrap_or(usize::MAX)
+        self.buf.get(self.start..self.end).unwrap_or_default()
     }
 
     /// The `N` bytes that stand `at` bytes behind the start, when they are there.
@@ -104,51 +65,8 @@ impl Window {
         self.read_on(need)
     }
 
-    /// The same where the file is mapped.
-    fn map_on(&mut self, need: usize) -> Result<bool, CaptureError> {
-        let Some(pieces) = self.pieces.as_mut().filter(|_| !self.ended) else {
-            return Ok(false);
-        };
-        match pieces.go(self.offset, need) {
-            Ok(Went::To(start)) => {
-                self.start = start;
-                self.end = pieces.bytes().len();
-                // As `read` says it by giving nothing.
-                self.ended = self.available() < need;
-                Ok(!self.ended)
-            }
-            Ok(Went::Nowhere) => {
-                self.ended = true;
-                Ok(false)
-            }
-            Ok(Went::Lost(offset)) => Err(self.lost_from(offset)),
-            Err(_) => {
-                self.stop_mapping()?;
-                self.read_on(need)
-            }
-        }
-    }
-
-    /// What the kernel does not map (any more) is read.
-    fn stop_mapping(&mut self) -> Result<(), CaptureError> {
-        let Some(Pieces { mut file, .. }) = self.pieces.take() else {
-            return Ok(());
-        };
-        (self.start, self.end) = (0, 0);
-        file.seek(SeekFrom::Start(self.offset))
-            .map_err(|source| CaptureError::Unreadable {
-                path: self.path.clone(),
-                source,
-            })?;
-        self.input = Box::new(file);
-        Ok(())
-    }
-
     #[cold]
     fn read_on(&mut self, need: usize) -> Result<bool, CaptureError> {
-        if self.pieces.is_some() {
-            return self.map_on(need);
-        }
         if self.available() == 0 {
             self.start = 0;
             self.end = 0;
@@ -225,14 +143,6 @@ impl Window {
             path: self.path.clone(),
             offset,
             end: self.offset + self.available() as u64,
-        }
-    }
-
-    #[cold]
-    pub(super) fn lost_from(&self, offset: u64) -> CaptureError {
-        CaptureError::Lost {
-            path: self.path.clone(),
-            offset,
         }
     }
 
