@@ -8,7 +8,7 @@ use crate::prefetch::prefetch;
 use crate::time::Timestamp;
 
 use super::direction::{Direction, Env, Reach};
-use super::flows::{Links, NIL};
+use super::flows::{Links, NIL, RELINK};
 use super::{DirectionId, FlowScope, Sink, StreamOptions};
 
 /// Generations of one direction that may live beside each other.
@@ -403,6 +403,12 @@ impl Flow {
         }
     }
 
+    /// Whether its place in the order of silence is so old that a packet moves it.
+    #[inline]
+    pub(super) fn is_to_move(&self, now: Timestamp) -> bool {
+        self.linked + RELINK <= now
+    }
+
     /// Where its directions stand.
     pub(super) fn into_rooms(self) -> [Vec<Direction>; 2] {
         [self.low.generations, self.high.generations]
@@ -424,6 +430,13 @@ impl Flow {
                 prefetch(only, 3);
             }
             half.behind.map(&mut behind);
+        }
+    }
+
+    /// Asks memory for all of the directions.
+    pub(super) fn prefetch_whole_directions(&self) {
+        for half in [&self.low, &self.high] {
+            prefetch(half.generations.as_slice(), usize::MAX);
         }
     }
 

@@ -22,7 +22,7 @@ pub(super) const DIRECTION_BYTES: usize = 832;
 const FLOWS_MOST: usize = DirectionId::PLACES / (2 * MAX_GENERATIONS);
 /// A flow moves up in the order of silence no more often than this: packets come by the microsecond, and each move
 /// touches four other flows.
-const RELINK: Duration = Duration::from_secs(1);
+pub(super) const RELINK: Duration = Duration::from_secs(1);
 /// So many flows at the head of a list are looked at for the one that was silent longest.
 const LOOKED_AT: usize = 8;
 /// How many places for directions are kept for flows to come: half a megabyte.
@@ -161,8 +161,8 @@ impl Flows {
 
     /// Asks memory for what a packet in order needs of a flow.
     pub(super) fn prefetch(&self, slot: u32) {
-        if let Some(slot) = self.slots.get(index(u64::from(slot))) {
-            prefetch(slot, 3);
+        if let Some(place) = self.get_place(slot) {
+            prefetch(place, 3);
         }
     }
 
@@ -432,7 +432,7 @@ impl Flows {
             return;
         };
         flow.last = now;
-        if flow.linked + RELINK <= now {
+        if flow.is_to_move(now) {
             self.relink(slot);
         }
     }
@@ -522,9 +522,52 @@ impl Flows {
         self.timers.insert((due, slot));
     }
 
-    /// When the first flow is to be looked at.
-    pub(super) fn next_timer(&self) -> Option<Timestamp> {
-        self.timers.first().map(|(due, _)| *due)
+    /// When the first flow is to be looked at, and which one it is.
+    pub(super) fn next_timer(&self) -> Option<(Timestamp, u32)> {
+        self.timers.first().copied()
+    }
+
+    /// Asks memory for all of a flow; it has had no packet for a while.
+    pub(super) fn prefetch_whole(&self, slot: u32) {
+        if let Some(flow) = self.get_place(slot) {
+            prefetch(flow, usize::MAX);
+        }
+    }
+
+    /// Asks memory for what closing a flow needs beside it, which is near by: its directions, its places in the tables, and
+    /// the flows beside it in the order of silence.
+    pub(super) fn prefetch_around(&self, slot: u32) {
+        let Some(flow) = self.get(slot) else {
+            return;
+        };
+        flow.prefetch_whole_directions();
+        self.index.prefetch(flow.name.hash);
+        if let Some(owner) = self.owners.get(index(u64::from(flow.owner))) {
+            prefetch(owner, usize::MAX);
+        }
+        self.prefetch_neighbours(flow);
+    }
+
+    /// Asks memory for what moving a flow in the order of silence needs, where its next packet does that.
+    pub(super) fn prefetch_move(&self, flow: &Flow, now: Timestamp) {
+        if flow.is_to_move(now) {
+            self.prefetch_neighbours(flow);
+        }
+    }
+
+    fn prefetch_neighbours(&self, flow: &Flow) {
+        let (all, kin) = (&flow.all, &flow.kin);
+        for neighbour in [all.older, all.newer, kin.older, kin.newer] {
+            if let Some(place) = self.get_place(neighbour) {
+                prefetch(place, usize::MAX);
+            }
+        }
+    }
+
+    /// Where a flow would be, without a look at whether it is.
+    #[inline]
+    fn get_place(&self, slot: u32) -> Option<&Option<Flow>> {
+        self.slots.get(index(u64::from(slot)))
     }
 
     /// A flow that is to be looked at by now.

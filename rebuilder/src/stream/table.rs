@@ -76,6 +76,8 @@ pub struct Streams {
     flows: Flows,
     /// Nothing happens by time alone before this.
     next_due: Timestamp,
+    /// The flow that time will change next, as far as memory was asked for it and not yet for what is around it.
+    due_next: Option<u32>,
     clock: FlowClock,
     isns: IsnCache,
     budget: Budget,
@@ -98,6 +100,7 @@ impl Streams {
             flows: Flows::new(opts.total_cap / 2, opts.max_flows),
             content: foldhash::fast::RandomState::default(),
             next_due: Timestamp::INFINITY,
+            due_next: None,
             clock: FlowClock::default(),
             isns: IsnCache::new(opts.isn_entries, opts.idle),
             budget: Budget::new(opts.total_cap),
@@ -609,7 +612,12 @@ impl Streams {
             }
             self.close_flow(slot, End::Idle, sink);
         }
-        let due = self.flows.next_timer().into_iter().chain(idle).min();
+        let timer = self.flows.next_timer();
+        self.due_next = timer.map(|(_, slot)| slot);
+        if let Some(slot) = self.due_next {
+            self.flows.prefetch_whole(slot);
+        }
+        let due = timer.map(|(due, _)| due).into_iter().chain(idle).min();
         self.next_due = due.unwrap_or(Timestamp::INFINITY);
     }
 

@@ -133,9 +133,13 @@ impl Streams {
                 None => self.isns.prefetch(name.tag(*side)),
             }
         }
+        if let Some(slot) = self.due_next.take() {
+            self.flows.prefetch_around(slot);
+        }
         for (near, _) in fresh {
             if let Some(flow) = self.flows.get(names[near % NEAR].slot) {
                 flow.prefetch_directions(&mut behind);
+                self.flows.prefetch_move(flow, self.clock.now());
             }
         }
     }
