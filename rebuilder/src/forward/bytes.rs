@@ -92,27 +92,31 @@ impl Field {
     #[inline]
     pub(super) fn of(name: &[u8]) -> Self {
         match name {
-            // Nearly every name, and most of them end here, because none of these begins as they do.
+            // Nearly every name has nothing around it.
             [first, .., last] if first.is_ascii_alphabetic() && last.is_ascii_alphabetic() => {
-                match first.to_ascii_lowercase() {
-                    b'c' | b'h' | b't' | b'u' | b'x' => Self::of_trimmed(name),
-                    _ => Self::Other,
-                }
+                Self::of_trimmed(name)
             }
             _ => Self::of_trimmed(name.trim_ascii()),
         }
     }
 
+    #[inline]
     fn of_trimmed(name: &[u8]) -> Self {
         // No two have the same length, and few others that are as long begin with the same letter.
-        let first = name.first().map_or(0, u8::to_ascii_lowercase);
-        match (name.len(), first) {
-            (4, b'h') => Self::where_it_reads(name, b"Host", Self::Host),
-            (7, b'u') => Self::where_it_reads(name, b"Upgrade", Self::Upgrade),
-            (10, b'c') => Self::where_it_reads(name, b"Connection", Self::Connection),
-            (14, b'c') => Self::where_it_reads(name, b"Content-Length", Self::ContentLength),
-            (15, b'x') => Self::where_it_reads(name, b"X-Forwarded-For", Self::ForwardedFor),
-            (17, b't') => Self::where_it_reads(name, b"Transfer-Encoding", Self::TransferEncoding),
+        let begins = |with: u8| name.first().is_some_and(|first| first | 0x20 == with);
+        match name.len() {
+            4 if begins(b'h') => Self::where_it_reads(name, b"Host", Self::Host),
+            7 if begins(b'u') => Self::where_it_reads(name, b"Upgrade", Self::Upgrade),
+            10 if begins(b'c') => Self::where_it_reads(name, b"Connection", Self::Connection),
+            14 if begins(b'c') => {
+                Self::where_it_reads(name, b"Content-Length", Self::ContentLength)
+            }
+            15 if begins(b'x') => {
+                Self::where_it_reads(name, b"X-Forwarded-For", Self::ForwardedFor)
+            }
+            17 if begins(b't') => {
+                Self::where_it_reads(name, b"Transfer-Encoding", Self::TransferEncoding)
+            }
             _ => Self::Other,
         }
     }
@@ -126,6 +130,32 @@ impl Field {
             Self::Lookalike
         } else {
             Self::Other
+        }
+    }
+}
+
+/// Which fields the headers of a request are: asked of each once, for whoever looks at them.
+#[derive(Debug)]
+pub(super) struct Fields {
+    /// Of the first ones; nearly no request has more.
+    known: [Field; 32],
+}
+
+impl Fields {
+    fn of_all(request: &Request) -> Self {
+        let mut known = [Field::Other; _];
+        for (field, header) in known.iter_mut().zip(&request.headers) {
+            *field = Field::of(request.bytes(&header.name));
+        }
+        Self { known }
+    }
+
+    /// Of the header at this place, which has this name.
+    #[inline]
+    pub(super) fn of(&self, place: usize, name: &[u8]) -> Field {
+        match self.known.get(place) {
+            Some(field) => *field,
+            None => Field::of(name),
         }
     }
 }
@@ -144,12 +174,13 @@ const ADDED_BYTES: usize = 320;
 pub fn outgoing(request: &Request, rewrite: Rewrite) -> Outgoing {
     let mut out = Writer::new(request);
     let body = Body::of(request);
-    let head = Head::of(request, rewrite, body);
+    let fields = Fields::of_all(request);
+    let head = Head::of(request, &fields, rewrite, body);
     let framed = match body {
         Body::Whole { strict, .. } | Body::CutChunks { strict, .. } => strict,
         Body::Short { .. } => head.length_rewritten,
     };
-    let strict = sharing::strict(request, framed);
+    let strict = sharing::strict(request, &fields, framed);
     let hidden = match (strict, body) {
         // Who frames it otherwise may find a head of its own anywhere in it.
         (None, _) => request.head_end..body.end(request),
@@ -231,7 +262,7 @@ impl Edit {
 }
 
 impl Head {
-    fn of(request: &Request, rewrite: Rewrite, body: Body) -> Self {
+    fn of(request: &Request, fields: &Fields, rewrite: Rewrite, body: Body) -> Self {
         let captured = |range: &Range<usize>| request.bytes(range);
         let appended_to = match rewrite.xff {
             XffStyle::Line => None,
@@ -248,8 +279,14 @@ impl Head {
             length_rewritten: false,
             add_keep_alive: false,
         };
-        let behind = behind_first_line(&request.raw, request.line_start..request.head_end);
-        for at in spoof::names(&request.raw, behind) {
+        let lines = request.line_start..request.head_end;
+        let mut names = spoof::names(&request.raw, lines.clone());
+        if !names.is_empty() {
+            // Rarely, so that the first line's end is rarely looked for.
+            let behind = behind_first_line(&request.raw, lines);
+            names.retain(|&at| at >= behind);
+        }
+        for at in names {
             head.edits.push(Edit::new(at..at + 1, "Z"));
             head.flags |= Flags::SPOOFED;
         }
@@ -257,7 +294,9 @@ impl Head {
             let Some(value) = &header.value else {
                 continue;
             };
-            match Field::of(captured(&header.name)) {
+            match fields.of(i, captured(&header.name)) {
+                // Nearly every one, and most of the others are one token too.
+                Field::Connection if is_word(captured(value), b"keep-alive") => keep_alive = true,
                 Field::Connection if persist => {
                     for token in list_items(captured(value), value.start) {
                         let bytes = captured(&token);
@@ -306,11 +345,11 @@ impl Head {
     }
 }
 
-/// The lines of a head behind the first one, whatever ends that: a method is nobody's field.
-fn behind_first_line(raw: &[u8], head: Range<usize>) -> Range<usize> {
+/// Where the lines of a head begin behind the first one, whatever ends that: a method is nobody's field.
+fn behind_first_line(raw: &[u8], head: Range<usize>) -> usize {
     let text = raw.get(head.clone()).unwrap_or_default();
     let first = memchr::memchr2(b'\r', b'\n', text);
-    head.start + first.unwrap_or(text.len())..head.end
+    head.start + first.unwrap_or(text.len())
 }
 
 /// The names of the flags that are set and where the client's address comes from, if there is anything to say.

@@ -4,7 +4,7 @@
 //! by the parser that framed the request, which is tolerant on purpose, but by this second, strict reader: what it
 //! does not recognise byte for byte goes alone, whatever the flags say. It errs towards quarantine.
 
-use super::bytes::{Field, is_word, parse_length};
+use super::bytes::{Field, Fields, is_word, parse_length};
 use crate::http::{Flags, Framing, Request, is_token};
 
 /// What may stand behind a request on its connection.
@@ -37,11 +37,11 @@ pub(super) struct Sent {
 
 /// Reads `request` to the letter; `None` when two readers may disagree where it ends. `framed` says that the body that is
 /// sent ends where the head says.
-pub(super) fn strict(request: &Request, framed: bool) -> Option<StrictHead> {
+pub(super) fn strict(request: &Request, fields: &Fields, framed: bool) -> Option<StrictHead> {
     if request.flags.contains(Flags::DISPUTED) || !framed {
         return None;
     }
-    let head = strict_head(request)?;
+    let head = strict_head(request, fields)?;
     let agrees = match request.framing {
         Framing::None => head.lengths == 0 && head.codings == 0,
         // Our own rewriting put the number of bytes there that is sent.
@@ -106,21 +106,20 @@ pub(super) struct StrictHead {
 }
 
 /// Reads the head once more; `None` when a byte of it is out of RFC 9112's grammar or not where the ranges say.
-fn strict_head(request: &Request) -> Option<StrictHead> {
-    let raw = &*request.raw;
+fn strict_head(request: &Request, fields: &Fields) -> Option<StrictHead> {
+    // Whatever lies behind it is not of the head.
+    let raw = request.raw.get(..request.head_end)?;
     let method = raw.get(request.method.clone())?;
     let target = raw.get(request.target.clone())?;
+    let target_is = Target::of(target);
     if request.method.start != request.line_start
         || method.is_empty()
         || !all_token(method)
         || request.target.start != request.method.end.checked_add(1)?
         || raw.get(request.method.end) != Some(&b' ')
         || target.is_empty()
-        || memchr::memchr2(b' ', b'\t', target).is_some()
-        || !is_head_text(
-            raw.get(request.line_start..request.head_end)?,
-            request.headers.len(),
-        )
+        || target_is == Target::Blank
+        || !is_head_text(raw.get(request.line_start..)?, request.headers.len())
     {
         return None;
     }
@@ -137,34 +136,32 @@ fn strict_head(request: &Request) -> Option<StrictHead> {
 
     let mut head = StrictHead {
         plain_method: method.iter().all(u8::is_ascii_uppercase) && method != b"CONNECT",
-        plain_target: is_plain_target(target),
+        plain_target: target_is == Target::Plain,
         ..StrictHead::default()
     };
-    for header in &request.headers {
-        let name = raw.get(header.name.clone())?;
-        let value_range = header.value.clone()?;
-        let value = raw.get(value_range.clone())?;
+    for (i, header) in request.headers.iter().enumerate() {
         // Its bytes were looked at together with all others.
+        let value_at = header.value.as_ref()?;
+        let name = raw.get(header.name.start..header.name.end)?;
+        let value = raw.get(value_at.start..value_at.end)?;
+        let between = raw.get(header.name.end..value_at.start)?;
         if header.name.start != at
             || name.is_empty()
             || !all_token(name)
-            || raw.get(header.name.end) != Some(&b':')
-            || !raw
-                .get(header.name.end + 1..value_range.start)?
-                .iter()
-                .all(|&b| is_blank(b))
+            || !(between == b": " || is_colon_and_blanks(between))
         {
             return None;
         }
-        at = value_range.end;
-        while raw.get(at).copied().is_some_and(is_blank) {
+        let mut behind = raw.get(value_at.end..)?;
+        at = value_at.end + 2;
+        while !behind.starts_with(b"\r\n") {
+            behind = match behind {
+                [b' ' | b'\t', rest @ ..] => rest,
+                _ => return None,
+            };
             at += 1;
         }
-        if !raw.get(at..)?.starts_with(b"\r\n") {
-            return None;
-        }
-        at += 2;
-        match Field::of(name) {
+        match fields.of(i, name) {
             Field::ContentLength => {
                 head.lengths += 1;
                 parse_length(value)?;
@@ -175,6 +172,8 @@ fn strict_head(request: &Request) -> Option<StrictHead> {
             }
             Field::Host => head.hosts += if is_plain_host(value) { 1 } else { 2 },
             Field::Upgrade => head.upgrade = true,
+            // Nearly every one, and most of the others are one token too.
+            Field::Connection if is_word(value, b"keep-alive") => head.keep_alive = true,
             Field::Connection => {
                 for token in value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
                     head.close |= is_word(token, b"close");
@@ -186,7 +185,38 @@ fn strict_head(request: &Request) -> Option<StrictHead> {
             Field::ForwardedFor | Field::Other => {}
         }
     }
-    (raw.get(at..request.head_end)? == b"\r\n").then_some(head)
+    (raw.get(at..)? == b"\r\n").then_some(head)
+}
+
+/// What stands between a name and its value.
+fn is_colon_and_blanks(bytes: &[u8]) -> bool {
+    matches!(bytes, [b':', blanks @ ..] if blanks.iter().all(|&b| is_blank(b)))
+}
+
+/// What a target looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Target {
+    /// No usual server refuses it.
+    Plain,
+    /// nginx answers with 400 and a close.
+    Odd,
+    /// It has a blank in it, so it may be read as another one.
+    Blank,
+}
+
+impl Target {
+    fn of(target: &[u8]) -> Self {
+        let looked_into = |b: u8| (b <= b' ') | (b == b'%') | (b == b'.');
+        let plain = if any(target, looked_into) {
+            if any(target, is_blank) {
+                return Self::Blank;
+            }
+            is_plain_target(target)
+        } else {
+            target.first() == Some(&b'/')
+        };
+        if plain { Self::Plain } else { Self::Odd }
+    }
 }
 
 /// A path whose escapes are whole and that does not climb: nginx answers any other target with 400 and a close.
@@ -230,9 +260,12 @@ fn hex(digits: &[u8]) -> Option<u8> {
 
 /// A host that no usual server refuses.
 fn is_plain_host(host: &[u8]) -> bool {
+    // In these words, which the compiler turns into a few comparisons of sixteen bytes.
     let other = |b: u8| {
-        let mark = matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
-        !(b.is_ascii_alphanumeric() | mark)
+        let letter = (b | 0x20).wrapping_sub(b'a') < 26;
+        let digit_or_colon = b.wrapping_sub(b'0') < 11;
+        let mark = (b == b'.') | (b == b'-') | (b == b'_') | (b == b'[') | (b == b']');
+        !(letter | digit_or_colon | mark)
     };
     !host.is_empty() && !any(host, other)
 }
@@ -330,45 +363,39 @@ fn is_head_text(head: &[u8], fields: usize) -> bool {
 }
 
 fn is_field_text(bytes: &[u8]) -> bool {
-    !any(bytes, |b| (b < b' ' && b != b'\t') || b == 0x7f)
+    !any(bytes, |b| ((b < b' ') & (b != b'\t')) | (b == 0x7f))
 }
 
-/// Whether a byte is of this kind. Looks at all of them: without a way out in the middle the compiler takes sixteen at a
-/// time.
+/// Whether a byte is of this kind. Looks at all of them: without a way out in the middle the compiler takes sixteen at a time.
+/// The last ones are taken with some of those before them, and of fewer the first ones and the last ones.
+#[inline]
 fn any(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
-    bytes.iter().fold(false, |found, &byte| found | is(byte))
+    #[inline]
+    fn among<const N: usize>(bytes: &[u8; N], is: impl Fn(u8) -> bool) -> bool {
+        let found = |found: u8, &byte: &u8| found | u8::from(is(byte));
+        bytes.iter().fold(0, found) != 0
+    }
+    if let Some(last) = bytes.last_chunk::<16>() {
+        let (sixteens, _) = bytes.as_chunks::<16>();
+        return sixteens.iter().any(|bytes| among(bytes, &is)) || among(last, &is);
+    }
+    if let (Some(first), Some(last)) = (bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) {
+        return among(first, &is) | among(last, &is);
+    }
+    if let (Some(first), Some(last)) = (bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
+        return among(first, &is) | among(last, &is);
+    }
+    bytes.iter().any(|&byte| is(byte))
 }
 
 /// Whether all bytes are those of a token.
 fn all_token(bytes: &[u8]) -> bool {
-    // Nearly all are letters and hyphens, of which eight are told at a time: the last ones with some of those before them, and
-    // of fewer the first four and the last four.
-    let (eights, rest) = bytes.as_chunks();
-    let last = match (bytes.last_chunk(), rest.first_chunk(), rest.last_chunk()) {
-        (Some(last), _, _) => Some(*last),
-        (None, Some([a, b, c, d]), Some([e, f, g, h])) => Some([*a, *b, *c, *d, *e, *f, *g, *h]),
-        _ => None,
-    };
-    let plain = |eight: &[u8; 8]| all_letters_or_hyphens(u64::from_le_bytes(*eight));
-    if last.as_ref().is_some_and(plain) && eights.iter().all(plain) {
-        return true;
-    }
-    !any(bytes, |byte| TOKEN.get(usize::from(byte)) != Some(&true))
-}
-
-/// Whether each of eight bytes is an ASCII letter or a hyphen.
-const fn all_letters_or_hyphens(eight: u64) -> bool {
-    const fn each(byte: u8) -> u64 {
-        u64::from_ne_bytes([byte; 8])
-    }
-    // In lower case only letters are between `a` and `z`.
-    let lower = (eight | each(0x20)) & each(0x7f);
-    // The highest bit of each byte says it. No sum carries into the next byte, and the difference borrows nothing from it.
-    let from_a = lower + each(0x80 - b'a');
-    let behind_z = lower + each(0x80 - b'z' - 1);
-    let hyphen = each(0x80) - ((eight & each(0x7f)) ^ each(b'-'));
-    let ascii = !eight;
-    ((from_a & !behind_z) | hyphen) & ascii & each(0x80) == each(0x80)
+    // Nearly all are letters and hyphens, which are told together.
+    let other = |byte: u8| !((byte | 0x20).wrapping_sub(b'a') < 26) & (byte != b'-');
+    !any(bytes, other)
+        || bytes
+            .iter()
+            .all(|&byte| TOKEN.get(usize::from(byte)) == Some(&true))
 }
 
 const TOKEN: [bool; 256] = {
@@ -385,11 +412,13 @@ const TOKEN: [bool; 256] = {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn a_token_is_one_whatever_its_length_and_wherever_another_byte_stands() {
-        for len in 1..20 {
+        for len in 1..36 {
             for at in 0..len {
                 for byte in 0..=255 {
                     for filling in [b'a', b'Z', b'-', b'!'] {
@@ -401,5 +430,63 @@ mod tests {
             }
         }
         assert!(all_token(b""));
+    }
+    /// Every byte in every place of texts of all these lengths.
+    fn everywhere(filling: u8, check: impl Fn(&[u8])) {
+        for len in 1..36 {
+            for at in 0..len {
+                for byte in 0..=255 {
+                    let mut text = vec![filling; len];
+                    text[at] = byte;
+                    check(&text);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_told_of_sixteen_bytes_at_a_time_is_what_each_of_them_says() {
+        let in_host = |b: &u8| b.is_ascii_alphanumeric() || b".-_:[]".contains(b);
+        let control = |b: &u8| b.is_ascii_control() && *b != b'\t';
+        everywhere(b'a', |text| {
+            let why = text.escape_ascii();
+            assert_eq!(is_plain_host(text), text.iter().all(in_host), "{why}");
+            let controls = text.iter().filter(|b| control(b)).count();
+            assert_eq!(is_field_text(text), controls == 0, "{why}");
+        });
+        assert!(!is_plain_host(b""));
+        assert!(is_field_text(b""));
+    }
+
+    #[test]
+    fn a_head_has_two_control_characters_a_line() {
+        for len in [0, 5, 63, 64, 65, 127, 128, 129, 300] {
+            for controls in 0..8 {
+                let text = [vec![b'\t'; len], vec![b'\r'; controls], vec![b'a'; len]].concat();
+                for fields in 0..3 {
+                    let right = controls == 2 * (fields + 2);
+                    assert_eq!(
+                        is_head_text(&text, fields),
+                        right,
+                        "{len} {controls} {fields}"
+                    );
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_target_is_what_its_bytes_say(target in "[/?a.% \t0-9A-G\\x00\\x1f]{0,40}") {
+            let target = target.as_bytes();
+            let expected = if target.iter().any(|&b| is_blank(b)) {
+                Target::Blank
+            } else if is_plain_target(target) {
+                Target::Plain
+            } else {
+                Target::Odd
+            };
+            prop_assert_eq!(Target::of(target), expected);
+        }
     }
 }

@@ -44,6 +44,15 @@ pub(super) fn names(raw: &[u8], region: Range<usize>) -> Vec<usize> {
     const TOGETHER: usize = 64;
     let text = raw.get(region.clone()).unwrap_or_default();
     let mut found = Vec::new();
+    if text.is_empty() {
+        return found;
+    }
+    let any = |part: &[u8; TOGETHER + 1]| {
+        // With the one behind, because a pair is looked for.
+        let [_, seconds @ ..] = part;
+        let pairs = part.iter().zip(seconds);
+        pairs.fold(false, |any, (&a, &b)| any | begins_ours(a, b))
+    };
     let mut look = |part: Range<usize>| {
         for at in memchr::memchr2_iter(b'x', b'X', text.get(part.clone()).unwrap_or_default()) {
             let at = part.start + at;
@@ -57,19 +66,16 @@ pub(super) fn names(raw: &[u8], region: Range<usize>) -> Vec<usize> {
         }
     };
     let mut at = 0;
-    // With the one behind, because a pair is looked for.
-    while let Some(part) = text
-        .get(at..)
-        .and_then(<[u8]>::first_chunk::<{ TOGETHER + 1 }>)
-    {
-        let [_, seconds @ ..] = part;
-        let pairs = part.iter().zip(seconds);
-        if pairs.fold(false, |any, (&a, &b)| any | begins_ours(a, b)) {
+    while let Some(part) = text.get(at..).and_then(<[u8]>::first_chunk) {
+        if any(part) {
             look(at..at + TOGETHER);
         }
         at += TOGETHER;
     }
-    look(at..text.len());
+    // The last ones with some of those before them, where there are so many.
+    if text.last_chunk().is_none_or(any) {
+        look(at..text.len());
+    }
     found
 }
 
