@@ -391,7 +391,7 @@ fn any(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
 /// Whether all bytes are those of a token.
 fn all_token(bytes: &[u8]) -> bool {
     // Nearly all are letters and hyphens, which are told together.
-    let other = |byte: u8| !((byte | 0x20).wrapping_sub(b'a') < 26) & (byte != b'-');
+    let other = |byte: u8| ((byte | 0x20).wrapping_sub(b'a') >= 26) & (byte != b'-');
     !any(bytes, other)
         || bytes
             .iter()
